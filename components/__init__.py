@@ -1,0 +1,1 @@
+"""TFX components and Beam executors; dataset importers."""

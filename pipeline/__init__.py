@@ -1,0 +1,1 @@
+"""Which steps in what order with what gates: configuration, graphs, runners, command line."""

@@ -1,0 +1,1 @@
+"""What the data is: the contract, the schema derived from it, and the one preprocessing graph."""
