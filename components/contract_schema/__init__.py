@@ -1,0 +1,1 @@
+"""ContractSchema: the schema derived from the contract, as an artifact."""

@@ -1,0 +1,1 @@
+"""ExampleValidator that stops the run when it finds an anomaly."""

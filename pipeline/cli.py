@@ -1,0 +1,341 @@
+"""The command line. It only parses, calls and prints; whatever is slow to import is imported by the command that needs it.
+
+Exit codes: 0 done (and pushed), 1 failed, 2 bad input, 3 refused by a gate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.errors import RunFailedError
+from transform.contract import ContractError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.local_runner import Run
+    from pipeline.recommend import Feed
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_REFUSED = 1, 2, 3
+DEMO_WORLD = Path("worlds/demo")
+
+app = typer.Typer(
+    help="From interaction logs to a served, personalised micro-video feed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True)
+
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run; default: the newest.")]
+World = Annotated[str | None, typer.Option("--world", help="Folder of canonical tables; default: the configuration's.")]
+
+
+@app.command()
+def demo(runs: Runs = Path("runs")) -> None:
+    """Build the demo world, run the whole pipeline, serve it, and print a feed."""
+    from pipeline import config
+
+    console = Console()
+    if not (DEMO_WORLD / "demo.json").is_file():
+        from components.importers.demo import import_demo
+
+        console.print(f"[bold]World[/]  {DEMO_WORLD}")
+        summary = import_demo(out=str(DEMO_WORLD))
+        for note in summary.notes:
+            console.print(f"  {note}", highlight=False)
+    folder = _run(config.load("demo"), str(DEMO_WORLD), runs / "demo")
+    _report(folder)
+    user = _busiest_user(str(DEMO_WORLD))
+    _recommend(folder, user, n=10, target=None, as_json=False)
+
+
+@app.command("import")
+def import_world(
+    name: Annotated[str, typer.Argument(help="demo, movielens, amazon or tables.")],
+    out: Annotated[str, typer.Option("--out", help="Folder of the world to write.")],
+    source: Annotated[str | None, typer.Option("--from", help="Folder that holds the data.")] = None,
+    contract: Annotated[str, typer.Option("--contract", help="For `tables`: what is checked.")] = "microvideo",
+) -> None:
+    """Turn a public data set, or tables of your own, into a world."""
+    from components.importers import registry
+
+    summary = registry.run(name, source, out, contract)
+    console = Console()
+    for table, rows in summary.rows.items():
+        console.print(f"  {table:<14} {rows:>9,} rows", highlight=False)
+    _print_rejected(console, summary.rejected, f"{out}/rejected.parquet")
+    for note in summary.notes:
+        console.print(f"  {note}", highlight=False)
+    console.print(f"World written to {out}", highlight=False)
+
+
+@app.command()
+def check(
+    world: Annotated[str, typer.Argument(help="Folder of canonical tables.")],
+    contract: Annotated[str, typer.Option("--contract", help="Built-in name, or a .yaml file.")] = "microvideo",
+) -> None:
+    """Say what is wrong with a world, without changing it."""
+    from components.world.check import check_world
+    from transform import contract as contracts
+
+    checked = check_world(world, contracts.load(contract))
+    console = Console()
+    for table in ("users", "videos", "interactions"):
+        console.print(f"  {table:<14} {getattr(checked, table).num_rows:>9,} good rows", highlight=False)
+    _print_rejected(console, checked.counts, None)
+    for note in checked.notes:
+        console.print(f"  {note}", highlight=False)
+    if checked.counts:
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Option("--config", help="Built-in name (demo, movielens), or a .yaml file.")],
+    world: World = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only this model; may be repeated.")] = None,
+    runs: Runs = Path("runs"),
+    run_id: Annotated[str | None, typer.Option("--id", help="Folder below --runs; default: the name.")] = None,
+    beam_runner: Annotated[str | None, typer.Option("--beam-runner", help="Beam runner, for instance FlinkRunner.")] = None,
+    beam_arg: Annotated[list[str] | None, typer.Option("--beam-arg", help="Further argument of Beam.")] = None,
+) -> None:
+    """Run the pipeline on this machine: exit 0 pushed, 3 refused by a gate, 2 bad input."""
+    from pipeline import config as configs
+
+    settings = _restrict(configs.load(config), only)
+    if beam_runner or beam_arg:
+        runner = (f"--runner={beam_runner}",) if beam_runner else settings.beam_args
+        settings = settings.model_copy(update={"beam_args": (*runner, *(beam_arg or ()))})
+    folder = _run(settings, _world(settings, world), runs / (run_id or settings.name))
+    _report(folder)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="Folder of a run; default: the newest.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write one self-contained HTML page about a run."""
+    from pipeline.recommend import newest_run
+
+    _report(folder or newest_run(runs))
+
+
+@app.command()
+def serve(
+    models: Annotated[Path | None, typer.Option("--models", help="Folder of models; default: the newest run's.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="gRPC port; 0 picks a free one.")] = 8500,
+    rest_port: Annotated[int, typer.Option("--rest-port", help="REST port; 0 picks a free one.")] = 8501,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Serve models over TF Serving's gRPC and REST interfaces until interrupted."""
+    from pipeline.recommend import load_run, newest_run
+
+    folder = str(models) if models else load_run(newest_run(runs))["models"]
+    if not Path(folder).is_dir():
+        raise ContractError(f"no models in {folder}: expected a folder of MODEL/VERSION/saved_model.pb")
+    from serving.model_server import server
+
+    with server.start(folder, port=port, rest_port=rest_port, host=host) as running:
+        Console().print(f"Serving {folder}: gRPC {host}:{running.port}, REST {host}:{running.rest_port}", highlight=False)
+        running.wait()
+
+
+@app.command()
+def recommend(
+    user: Annotated[str, typer.Option("--user", help="The user's id.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Length of the feed.")] = 10,
+    target: Annotated[str | None, typer.Option("--target", help="HOST:PORT; default: a server just for this.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    folder: RunFolder = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Print a feed for one user."""
+    from pipeline.recommend import newest_run
+
+    _recommend(folder or newest_run(runs), user, n, target, as_json)
+
+
+@app.command("compile")
+def compile_pipeline(
+    config: Annotated[str, typer.Option("--config", help="Built-in name, or a .yaml file.")],
+    out: Annotated[Path, typer.Option("--out", help="The spec to write, JSON.")],
+    world: World = None,
+    root: Annotated[str, typer.Option("--pipeline-root", help="Where the cluster writes artifacts.")] = "/mnt/shortlist",
+    models: Annotated[str | None, typer.Option("--models", help="Push destination; default: models/ below the root.")] = None,
+    image: Annotated[str, typer.Option("--image", help="Container image with Shortlist installed.")] = "shortlist:latest",
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only this model; may be repeated.")] = None,
+) -> None:
+    """Compile the pipeline into a Kubeflow Pipelines spec (2.1)."""
+    from pipeline import config as configs
+
+    settings = _restrict(configs.load(config), only)
+    with _log_to(Path("runs/compile.log")) as console:
+        from pipeline import kubeflow
+
+        job = kubeflow.compile_spec(settings, _world(settings, world), root, models or f"{root}/models", image)
+        kubeflow.write_spec(job, out)
+        console.print(f"{len(kubeflow.executors(job))} steps written to {out}", highlight=False)
+
+
+def _log_to(path: Path) -> Any:
+    from pipeline.screen import quiet
+
+    return quiet(path)
+
+
+def _run(config: RunConfig, world: str, folder: Path) -> Path:
+    """Run, show what came of it, and leave with the exit code of a refusal if there was one."""
+    from pipeline import screen
+
+    log = folder / "logs" / f"{_timestamp()}.log"
+    with screen.quiet(log) as console:
+        console.print(f"[bold]Run[/]    {folder}  (details in {log})", highlight=False)
+        with console.status("Loading TensorFlow and TFX"):
+            from pipeline import local_runner
+        record = local_runner.run(config, world, folder, console, log)
+        _print_outcome(console, record, folder)
+    if record.outcome == "refused":
+        _report(folder)
+        raise typer.Exit(EXIT_REFUSED)
+    return folder
+
+
+def _print_outcome(console: Console, record: Run, folder: Path) -> None:
+    from pipeline.report.gates import gates
+
+    for model, artifacts in record.artifacts.items():
+        failed = [gate for gate in gates(artifacts["evaluation"]) if not gate.passed]
+        if not failed:
+            version = record.served_version[model]
+            console.print(f"[green]Pushed[/] {model} version {version} to {record.models}/{model}", highlight=False)
+            continue
+        table = Table(title=f"{model} was refused: nothing is pushed", title_style="bold red")
+        for column in ("metric", "slice", "gate", "needed", "got", "served model"):
+            table.add_column(column)
+        for gate in failed:
+            table.add_row(*gate.cells())
+        console.print(table)
+
+
+def _report(folder: Path) -> None:
+    from pipeline import screen
+
+    with screen.quiet(folder / "logs" / "report.log") as console:
+        from pipeline.report.page import write_report
+        from pipeline.report.records import load
+
+        path = folder / "report.html"
+        write_report(load(folder), path)
+        console.print(f"[bold]Report[/] {path}", highlight=False)
+
+
+def _recommend(folder: Path, user: str, n: int, target: str | None, as_json: bool) -> None:
+    from pipeline import screen
+
+    with screen.quiet(folder / "logs" / "recommend.log") as console:
+        from pipeline import recommend as feeds
+        from serving.client import ServingError
+
+        record = feeds.load_run(folder)
+        try:
+            with feeds.served(record["models"], target) as client:
+                feed = feeds.recommend(record, user, n, client)
+        except ServingError as error:
+            raise RunFailedError(str(error)) from error
+        if as_json:
+            console.file.write(json.dumps(asdict(feed), ensure_ascii=False) + "\n")
+        else:
+            _print_feed(console, feed)
+
+
+def _print_feed(console: Console, feed: Feed) -> None:
+    if not feed.known_user:
+        console.print(f"User {feed.user_id!r} is not in the world: this is the feed of somebody new.", highlight=False)
+    table = Table(title=f"Feed of user {feed.user_id} ({feed.seen} videos seen before are left out)", title_style="bold")
+    table.add_column("#", justify="right")
+    for column in ("video", "title", "category"):
+        table.add_column(column)
+    table.add_column("score", justify="right")
+    explained = any(entry.modality_weights for entry in feed.entries)
+    if explained:
+        table.add_column("attention")
+    for rank, entry in enumerate(feed.entries, start=1):
+        weights = ", ".join(f"{name.removesuffix('_vector')} {w:.0%}" for name, w in entry.modality_weights.items())
+        cells = [str(rank), entry.video_id, entry.title, entry.category, f"{entry.score:.3f}"]
+        table.add_row(*cells, *([weights] if explained else []))
+    console.print(table)
+
+
+def _print_rejected(console: Console, counts: dict[str, int], where: str | None) -> None:
+    if not counts:
+        console.print("  nothing rejected")
+        return
+    total = sum(counts.values())
+    console.print(f"  [yellow]{total:,} rows rejected[/]" + (f", with reasons in {where}" if where else ""), highlight=False)
+    for reason, count in counts.items():
+        console.print(f"    {count:>9,}  {reason}", highlight=False)
+
+
+def _restrict(config: RunConfig, only: list[str] | None) -> RunConfig:
+    unknown = [name for name in only or () if name not in config.models]
+    if unknown:
+        raise ContractError(f"--only {unknown[0]}: the configuration has {', '.join(config.models)}")
+    models = {name: model for name, model in config.models.items() if not only or name in only}
+    return config.model_copy(update={"models": models})
+
+
+def _world(config: RunConfig, world: str | None) -> str:
+    found = world or config.world
+    if found is None:
+        raise ContractError("no world: give --world FOLDER, or `world:` in the configuration")
+    return found
+
+
+def _busiest_user(world: str) -> str:
+    from components.world import tables
+
+    users = tables.read_table(world, "interactions", ["user_id"])["user_id"]
+    counts = sorted(users.value_counts().to_pylist(), key=lambda entry: (-entry["counts"], entry["values"]))
+    return str(counts[0]["values"])
+
+
+def _timestamp() -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and exit code 2, never a traceback."""
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    warnings.simplefilter("ignore")
+    try:
+        app()
+    except ContractError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RunFailedError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What one run does: a YAML file, checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.models import MODELS
+from transform.contract import ContractError
+
+BUILT_IN = Path(__file__).parent / "configs"
+METRICS = ("auc", "logloss", "calibration", "ndcg", "recall")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Splits(_Strict):
+    """How impressions are divided; fractions add up to 1.
+
+    `time` cuts at two instants, so that a model is judged on what came after everything it learned from. `hash` divides
+    at random, and exists only to repeat published protocols.
+    """
+
+    by: Literal["time", "hash"] = "time"
+    train: float = Field(default=0.8, gt=0, lt=1)
+    valid: float = Field(default=0.1, gt=0, lt=1)
+    test: float = Field(default=0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_sum(self) -> Splits:
+        total = self.train + self.valid + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train, valid and test must add up to 1, got {total:g}")
+        return self
+
+
+class Gate(_Strict):
+    """What one metric must reach before a model is pushed.
+
+    Attributes:
+        metric: One of `METRICS`; ndcg and recall are at 10, by user.
+        at_least: Absolute floor.
+        at_most: Absolute ceiling.
+        change: How far the metric may move the wrong way against the model now served; 0 means not at all.
+        slices: Features by whose every value the gate is applied; none means over all examples.
+    """
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    change: float | None = Field(default=None, ge=0)
+    slices: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Gate:
+        if self.metric not in METRICS:
+            raise ValueError(f"unknown metric {self.metric!r}: expected one of {', '.join(METRICS)}")
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(
+                f"the gate on {self.metric} needs at_least or at_most: a change threshold alone passes everything "
+                "while no model is served"
+            )
+        return self
+
+
+class ModelConfig(_Strict):
+    """One model of the run: `model` and `training` are checked by the model's own `Config` when it trains."""
+
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    gates: tuple[Gate, ...] = Field(min_length=1)
+    slices: tuple[str, ...] = ()
+    min_slice_examples: int = Field(default=100, ge=1)
+
+
+class RunConfig(_Strict):
+    """A run: which contract, how examples are split, which models with which gates."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    contract: str
+    world: str | None = None
+    splits: Splits = Splits()
+    models: dict[str, ModelConfig] = Field(min_length=1)
+    beam_args: tuple[str, ...] = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
+
+    @field_validator("models")
+    @classmethod
+    def _known_models(cls, models: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
+        for name in models:
+            if name not in MODELS:
+                raise ValueError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}")
+        return models
+
+
+def load(name_or_path: str) -> RunConfig:
+    """The configuration of a built-in name ("demo") or in a YAML file.
+
+    Raises:
+        ContractError: No such file, or it is not valid; the message names the key and the remedy.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = BUILT_IN / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.yaml")))
+        raise ContractError(f"no configuration {name_or_path!r}: expected one of {known}, or the path of a .yaml file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return RunConfig.model_validate(content)
+    except yaml.YAMLError as error:
+        raise ContractError(f"{path}: not valid YAML: {error}") from error
+    except ValidationError as error:
+        raise ContractError("\n".join(f"{path}: {_explain(detail)}" for detail in error.errors())) from error
+
+
+def _explain(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"]) or "file"
+    if detail["type"] == "extra_forbidden":
+        known = {*RunConfig.model_fields, *ModelConfig.model_fields, *Gate.model_fields, *Splits.model_fields}
+        close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+        return f"{key}: unknown key" + (f" (did you mean {close[0]!r}?)" if close else "") + ": remove it"
+    got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"
+    return f"{key}: {detail['msg'].removeprefix('Value error, ')}{got}"

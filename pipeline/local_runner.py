@@ -1,0 +1,268 @@
+"""Runs the pipeline on this machine: LocalDagRunner, MLMD in SQLite, progress on the screen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ml_metadata import proto
+from ml_metadata.metadata_store import MetadataStore
+from rich.console import Console
+from rich.status import Status
+from tfx.orchestration import metadata
+from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+
+from components.world import tables
+from pipeline import training_pipeline
+from pipeline.config import RunConfig
+from pipeline.errors import RunFailedError
+from transform import contract as contracts
+
+Outcome = Literal["pushed", "refused", "failed"]
+
+# What the report needs, by artifact type, and the name it goes by in run.json.
+RECORDED = {
+    "Examples": "examples",
+    "ExampleStatistics": "statistics",
+    "ExampleAnomalies": "anomalies",
+    "ModelRun": "model_run",
+    "ModelEvaluation": "evaluation",
+    "ModelBlessing": "blessing",
+    "PushedModel": "pushed",
+}
+
+
+@dataclass
+class Step:
+    """One node of the run: seconds it took, whether its outputs came from the cache, rows it made if it counts any."""
+
+    name: str
+    seconds: float
+    cached: bool
+    rows: int | None = None
+
+
+@dataclass
+class Run:
+    """What a run did; `run.json` of the run's folder holds the same."""
+
+    id: str
+    config: dict[str, Any]
+    contract: str
+    world: str
+    models: str
+    started: float
+    log: str
+    finished: float = 0.0
+    outcome: Outcome = "failed"
+    error: str = ""
+    steps: list[Step] = field(default_factory=list)
+    artifacts: dict[str, dict[str, str]] = field(default_factory=dict)
+    served_version: dict[str, str] = field(default_factory=dict)
+
+
+def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path) -> Run:
+    """Run the pipeline to its end and write `run.json`.
+
+    Args:
+        config: What to run.
+        world: Folder of canonical tables.
+        folder: The run's folder; what an earlier run finished in it is taken from the cache.
+        console: Where progress goes.
+        log: Where everything else goes; named in errors.
+
+    Raises:
+        ContractError: The world, the contract or the data does not fit.
+        RunFailedError: A node failed.
+    """
+    contract = contracts.load(config.contract)
+    folder = folder.resolve()
+    at = training_pipeline.Locations(
+        world=str(Path(world).resolve()) if "://" not in world else world,
+        world_fingerprint=tables.fingerprint(world),
+        root=str(folder),
+        models=str(folder / "models"),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    connection = metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite"))
+    record = Run(
+        id=folder.name,
+        config=config.model_dump(mode="json"),
+        contract=contract.to_json(),
+        world=at.world,
+        models=at.models,
+        started=time.time(),
+        log=str(log),
+    )
+    history = History(connection)
+    served = {name: history.judged_against(name, at.models) for name in config.models}
+    pipeline = training_pipeline.build(config, contract, at, served, connection)
+    try:
+        with _progress(console, record, history):
+            LocalDagRunner().run(pipeline)
+        _conclude(record, history)
+    except contracts.ContractError as error:
+        record.error = str(error)
+        raise
+    except Exception as error:
+        record.error = f"{type(error).__name__}: {error}"
+        raise RunFailedError(
+            f"step {_running(record)} failed: {record.error.splitlines()[0]}. Everything it printed is in {log}"
+        ) from error
+    finally:
+        record.finished = time.time()
+        (folder / "run.json").write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
+    return record
+
+
+def _running(record: Run) -> str:
+    return record.steps[-1].name if record.steps else "set-up"
+
+
+def _conclude(record: Run, history: History) -> None:
+    """Read from MLMD what the run produced and whether its models were pushed."""
+    for name in record.config["models"]:
+        record.artifacts[name] = history.artifacts(name)
+        record.served_version[name] = history.pushed_version(name)
+    blessed = [history.blessed(name) for name in record.config["models"]]
+    record.outcome = "pushed" if all(blessed) else "refused"
+
+
+@contextmanager
+def _progress(console: Console, record: Run, history: History) -> Iterator[None]:
+    """Print a line for each step as LocalDagRunner says that it starts and ends."""
+    with console.status("Starting") as status:
+        watcher = _StepWatcher(console, status, record, history)
+        logger = logging.getLogger("absl")
+        logger.addHandler(watcher)
+        try:
+            yield
+        finally:
+            logger.removeHandler(watcher)
+
+
+class _StepWatcher(logging.Handler):
+    """LocalDagRunner has no hook for progress, but logs "Component X is running." and "... is finished."."""
+
+    def __init__(self, console: Console, status: Status, record: Run, history: History) -> None:
+        super().__init__(logging.INFO)
+        self._console, self._status, self._record, self._history = console, status, record, history
+        self._began = time.time()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        words = record.getMessage().split()
+        if len(words) != 4 or words[0] != "Component" or words[2] != "is":
+            return
+        if words[3] == "running.":
+            self._began = time.time()
+            self._status.update(f"{words[1]} ...")
+            self._record.steps.append(Step(words[1], 0.0, cached=False))
+        elif words[3] == "finished.":
+            step = self._record.steps[-1]
+            step.seconds = time.time() - self._began
+            step.cached, step.rows = self._history.last_execution(step.name)
+            rows = f"{step.rows:>9,} rows" if step.rows is not None else ""
+            cached = "  (cached)" if step.cached else ""
+            self._console.print(f"  {step.name:<24} {step.seconds:6.1f} s {rows:>15}{cached}", highlight=False)
+
+
+class History:
+    """What MLMD knows of this and earlier runs of one pipeline.
+
+    Args:
+        connection: The run's MLMD connection.
+    """
+
+    def __init__(self, connection: proto.ConnectionConfig) -> None:
+        self._connection = connection
+
+    def _store(self) -> MetadataStore:
+        return MetadataStore(self._connection)
+
+    def last_execution(self, node: str) -> tuple[bool, int | None]:
+        """Whether the node's newest execution was cached, and the rows it made, if it counts any."""
+        store = self._store()
+        execution = self._newest(store, node)
+        if execution is None:
+            return False, None
+        rows = [a.custom_properties["rows"].int_value for a in _outputs(store, execution) if "rows" in a.custom_properties]
+        return execution.last_known_state == proto.Execution.CACHED, rows[0] if rows else None
+
+    def artifacts(self, model: str) -> dict[str, str]:
+        """Folders of what the newest execution of every node made, by the names in `RECORDED`."""
+        store = self._store()
+        found: dict[str, str] = {}
+        for context in store.get_contexts_by_type("node"):
+            node = context.name.rpartition(".")[0]  # the context is called PIPELINE.NODE, and NODE may have ".MODEL"
+            execution = self._newest_in(store, context)
+            other = "." in context.name.partition(".")[2] and not context.name.endswith(f".{model}")
+            if execution is None or other or not node:
+                continue
+            for artifact in _outputs(store, execution):
+                kind = store.get_artifact_types_by_id([artifact.type_id])[0].name
+                if kind in RECORDED:
+                    found[RECORDED[kind]] = artifact.uri
+        return found
+
+    def blessed(self, model: str) -> bool:
+        """Whether the model of the newest run passed its gates."""
+        store = self._store()
+        execution = self._newest(store, "Evaluator", model)
+        assert execution is not None, "the run ended, so Evaluator ran"
+        return any(
+            a.custom_properties["blessed"].int_value == 1
+            for a in _outputs(store, execution)
+            if "blessed" in a.custom_properties
+        )
+
+    def pushed_version(self, model: str) -> str:
+        """The version the newest run of Pusher pushed; empty if it pushed none."""
+        store = self._store()
+        execution = self._newest(store, "Pusher", model)
+        if execution is None:
+            return ""
+        versions = [a.custom_properties["pushed_version"].string_value for a in _outputs(store, execution)]
+        return next((version for version in versions if version), "")
+
+    def judged_against(self, model: str, models: str) -> str:
+        """Cache key of the served model.
+
+        While the version being served is the one this pipeline pushed last, that judgement stands and its key is
+        repeated, so that an unchanged run is taken from the cache. If anybody else pushed or rolled back since, the key
+        is new and the candidate is judged again, against what is served now.
+        """
+        now = served_version(Path(models) / model)
+        store = self._store()
+        baseline = self._newest(store, "ServingBaseline", model)
+        if baseline is not None and now == self.pushed_version(model):
+            return baseline.custom_properties["served_version"].string_value
+        return now
+
+    def _newest(self, store: MetadataStore, node: str, model: str = "") -> proto.Execution | None:
+        for context in store.get_contexts_by_type("node"):
+            name = context.name.partition(".")[2]
+            if name in (node, f"{node}.{model}"):
+                return self._newest_in(store, context)
+        return None
+
+    @staticmethod
+    def _newest_in(store: MetadataStore, context: proto.Context) -> proto.Execution | None:
+        executions = store.get_executions_by_context(context.id)
+        return max(executions, key=lambda execution: execution.id, default=None)
+
+
+def _outputs(store: MetadataStore, execution: proto.Execution) -> list[proto.Artifact]:
+    events = store.get_events_by_execution_ids([execution.id])
+    return store.get_artifacts_by_id([e.artifact_id for e in events if e.type == proto.Event.OUTPUT])
+
+
+def served_version(folder: Path) -> str:
+    """The largest version in a push destination; empty if there is none."""
+    versions = [p.name for p in folder.glob("*") if p.name.isdigit() and (p / "saved_model.pb").is_file()]
+    return max(versions, key=int, default="")

@@ -1,0 +1,90 @@
+"""The house keeps its shape: which package may import what, and where no Python belongs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("components", "pipeline", "serving", "trainer", "transform")
+HEAVY = ("apache_beam", "grpc", "tensorflow", "tensorflow_serving", "tfx")
+
+# What a package must not import; `pipeline` names trainer by dotted strings only.
+FORBIDDEN = {
+    "transform": {"apache_beam", "components", "grpc", "pipeline", "serving", "tensorflow_serving", "tfx", "trainer"},
+    "trainer": {"apache_beam", "components", "grpc", "pipeline", "serving", "tensorflow_serving", "tfx"},
+    "components": {"grpc", "pipeline", "serving", "trainer"},
+    "serving": {"apache_beam", "components", "pipeline", "tfx", "trainer"},
+    "pipeline": {"trainer"},
+}
+
+
+def imports(path: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.append(node.module)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def tops(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_imports_only_what_lies_below_it(package: str):
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(tops(path) & FORBIDDEN[package])
+        for path in (ROOT / package).rglob("*.py")
+        if tops(path) & FORBIDDEN[package]
+    }
+    assert wrong == {}
+
+
+def test_serving_knows_of_transform_only_the_contract():
+    for path in (ROOT / "serving").rglob("*.py"):
+        used = {name for name in imports(path) if name.startswith("transform.")}
+        assert all(name.startswith("transform.contract") for name in used), f"{path}: {used}"
+
+
+def test_tensorflow_is_imported_in_serving_only_by_the_model_server():
+    outside = [p for p in (ROOT / "serving").rglob("*.py") if "model_server" not in p.parts]
+    assert {str(p) for p in outside if tops(p) & {"tensorflow", "tf_keras"}} == set()
+
+
+def test_contract_module_is_light():
+    assert not tops(ROOT / "transform" / "contract.py") & {*HEAVY, "numpy", "pyarrow", "tensorflow_transform"}
+
+
+def test_command_line_and_package_files_import_nothing_heavy():
+    for path in [ROOT / "pipeline" / "cli.py", *(p for name in PACKAGES for p in (ROOT / name).rglob("__init__.py"))]:
+        module_level = ast.parse(path.read_text(encoding="utf-8")).body
+        names = {
+            alias.name.partition(".")[0] for node in module_level if isinstance(node, ast.Import) for alias in node.names
+        } | {
+            (node.module or "").partition(".")[0] for node in module_level if isinstance(node, ast.ImportFrom)
+        }
+        assert not names & set(HEAVY), f"{path} imports {names & set(HEAVY)} on load"
+
+
+def test_kubeflow_folder_holds_no_python():
+    assert list((ROOT / "kubeflow").rglob("*.py")) == []
+
+
+def test_no_module_is_a_drawer_for_everything():
+    names = {p.stem for name in PACKAGES for p in (ROOT / name).rglob("*.py")} | {
+        p.name for name in PACKAGES for p in (ROOT / name).rglob("*") if p.is_dir()
+    }
+    assert not names & {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def test_tests_folder_has_no_package_files():
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+def test_every_package_folder_is_packaged():
+    source = [p for name in PACKAGES for p in (ROOT / name).rglob("*.py")]
+    assert [str(p) for p in source if not (p.parent / "__init__.py").is_file()] == []
