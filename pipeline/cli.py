@@ -108,7 +108,9 @@ def run(
     only: Annotated[list[str] | None, typer.Option("--only", help="Only this model; may be repeated.")] = None,
     runs: Runs = Path("runs"),
     run_id: Annotated[str | None, typer.Option("--id", help="Folder below --runs; default: the name.")] = None,
-    beam_runner: Annotated[str | None, typer.Option("--beam-runner", help="Beam runner, for instance FlinkRunner.")] = None,
+    beam_runner: Annotated[
+        str | None, typer.Option("--beam-runner", help="Beam runner, for instance FlinkRunner.")
+    ] = None,
     beam_arg: Annotated[list[str] | None, typer.Option("--beam-arg", help="Further argument of Beam.")] = None,
 ) -> None:
     """Run the pipeline on this machine: exit 0 pushed, 3 refused by a gate, 2 bad input."""
@@ -135,7 +137,9 @@ def report(
 
 @app.command()
 def serve(
-    models: Annotated[Path | None, typer.Option("--models", help="Folder of models; default: the newest run's.")] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of models; default: the newest run's.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="gRPC port; 0 picks a free one.")] = 8500,
     rest_port: Annotated[int, typer.Option("--rest-port", help="REST port; 0 picks a free one.")] = 8501,
@@ -150,7 +154,9 @@ def serve(
     from serving.model_server import server
 
     with server.start(folder, port=port, rest_port=rest_port, host=host) as running:
-        Console().print(f"Serving {folder}: gRPC {host}:{running.port}, REST {host}:{running.rest_port}", highlight=False)
+        Console().print(
+            f"Serving {folder}: gRPC {host}:{running.port}, REST {host}:{running.rest_port}", highlight=False
+        )
         running.wait()
 
 
@@ -174,9 +180,15 @@ def compile_pipeline(
     config: Annotated[str, typer.Option("--config", help="Built-in name, or a .yaml file.")],
     out: Annotated[Path, typer.Option("--out", help="The spec to write, JSON.")],
     world: World = None,
-    root: Annotated[str, typer.Option("--pipeline-root", help="Where the cluster writes artifacts.")] = "/mnt/shortlist",
-    models: Annotated[str | None, typer.Option("--models", help="Push destination; default: models/ below the root.")] = None,
-    image: Annotated[str, typer.Option("--image", help="Container image with Shortlist installed.")] = "shortlist:latest",
+    root: Annotated[
+        str, typer.Option("--pipeline-root", help="Where the cluster writes artifacts.")
+    ] = "/mnt/shortlist",
+    models: Annotated[
+        str | None, typer.Option("--models", help="Push destination; default: models/ below the root.")
+    ] = None,
+    image: Annotated[
+        str, typer.Option("--image", help="Container image with Shortlist installed.")
+    ] = "shortlist:latest",
     only: Annotated[list[str] | None, typer.Option("--only", help="Only this model; may be repeated.")] = None,
 ) -> None:
     """Compile the pipeline into a Kubeflow Pipelines spec (2.1)."""
@@ -265,7 +277,9 @@ def _recommend(folder: Path, user: str, n: int, target: str | None, as_json: boo
 def _print_feed(console: Console, feed: Feed) -> None:
     if not feed.known_user:
         console.print(f"User {feed.user_id!r} is not in the world: this is the feed of somebody new.", highlight=False)
-    table = Table(title=f"Feed of user {feed.user_id} ({feed.seen} videos seen before are left out)", title_style="bold")
+    table = Table(
+        title=f"Feed of user {feed.user_id} ({feed.seen} videos seen before are left out)", title_style="bold"
+    )
     table.add_column("#", justify="right")
     for column in ("video", "title", "category"):
         table.add_column(column)
@@ -285,7 +299,9 @@ def _print_rejected(console: Console, counts: dict[str, int], where: str | None)
         console.print("  nothing rejected")
         return
     total = sum(counts.values())
-    console.print(f"  [yellow]{total:,} rows rejected[/]" + (f", with reasons in {where}" if where else ""), highlight=False)
+    console.print(
+        f"  [yellow]{total:,} rows rejected[/]" + (f", with reasons in {where}" if where else ""), highlight=False
+    )
     for reason, count in counts.items():
         console.print(f"    {count:>9,}  {reason}", highlight=False)
 

@@ -29,9 +29,7 @@ def eval_config(contract: Contract, model: ModelConfig, prediction_key: str) -> 
     slices = slice_features(contract, model)
     label, user = contract.label.name, contract.user_key.name
     config = tfma.EvalConfig(
-        model_specs=[
-            tfma.ModelSpec(signature_name="serving_default", label_key=label, prediction_key=prediction_key)
-        ],
+        model_specs=[tfma.ModelSpec(signature_name="serving_default", label_key=label, prediction_key=prediction_key)],
         slicing_specs=[tfma.SlicingSpec(), *(tfma.SlicingSpec(feature_keys=[name]) for name in slices)],
         metrics_specs=[
             tfma.MetricsSpec(

@@ -191,7 +191,9 @@ class History:
         execution = self._newest(store, node)
         if execution is None:
             return False, None
-        rows = [a.custom_properties["rows"].int_value for a in _outputs(store, execution) if "rows" in a.custom_properties]
+        rows = [
+            a.custom_properties["rows"].int_value for a in _outputs(store, execution) if "rows" in a.custom_properties
+        ]
         return execution.last_known_state == proto.Execution.CACHED, rows[0] if rows else None
 
     def artifacts(self, model: str) -> dict[str, str]:

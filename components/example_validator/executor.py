@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx import types
 from tfx.components.example_validator import executor as tfx_executor
 from tfx.dsl.io import fileio
 from tfx.proto.orchestration import execution_result_pb2
 from tfx.types import artifact_utils
 
-from tensorflow_metadata.proto.v0 import anomalies_pb2
 from transform.contract import ContractError
 
 
