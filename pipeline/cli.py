@@ -1,4 +1,4 @@
-"""The command line. It only parses, calls and prints; whatever is slow to import is imported by the command that needs it.
+"""The command line. It only parses, calls and prints; each command imports for itself what is slow to import.
 
 Exit codes: 0 done (and pushed), 1 failed, 2 bad input, 3 refused by a gate.
 """
