@@ -1,8 +1,8 @@
 """The contract: every feature of a dataset, declared once.
 
 A contract is a YAML file (`transform/contracts/*.yaml`, or a user's own). Schema, parse spec, preprocessing, model
-inputs, embedding tables, evaluation slices, request validation and `docs/features.md` are all derived from it. Code asks
-for features by kind and role, never by name, so that adding a feature is one entry in the YAML.
+inputs, embedding tables, evaluation slices, request validation and `docs/features.md` are all derived from it. Code
+asks for features by kind and role, never by name, so that adding a feature is one entry in the YAML.
 
 This module imports neither TensorFlow nor anything else that is slow: clients and the command line load it.
 """
@@ -21,7 +21,10 @@ BUILT_IN = Path(__file__).parent / "contracts"
 
 
 class Kind(str, Enum):
-    """What a feature's value is; it decides preprocessing and the shape a model sees (B batch, L max_length, D dimension)."""
+    """What a feature's value is: it decides preprocessing and the shape a model sees.
+
+    B is the batch, L max_length, D dimension.
+    """
 
     ID = "id"  # one categorical value; int64 [B], 0 = missing
     IDS = "ids"  # a set of categorical values; int64 [B, L], 0 = padding
@@ -63,7 +66,7 @@ DERIVED: dict[str, Kind] = {
 
 
 class ContractError(ValueError):
-    """A contract, world or request that does not fit; the message says what was expected, what came, where and the remedy."""
+    """A contract, world or request that does not fit: what was expected, what came, where, and the remedy."""
 
 
 class Scale(str, Enum):
@@ -76,7 +79,7 @@ class Scale(str, Enum):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Vocabulary(_Strict):
@@ -133,14 +136,18 @@ class Feature(_Strict):
         if self.column not in DERIVED:
             raise ValueError(f"source derived.{self.column} is unknown{_did_you_mean(self.column, DERIVED)}")
         if self.kind is not DERIVED[self.column]:
-            raise ValueError(f"source {self.source} has kind {DERIVED[self.column].value}: write that instead of {self.kind.value}")
+            raise ValueError(
+                f"source {self.source} has kind {DERIVED[self.column].value}: write that instead of {self.kind.value}"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_kind(self) -> Feature:
         needs_vocabulary = self.kind in CATEGORICAL and self.role in INPUT_ROLES
         if needs_vocabulary and self.vocabulary is None:
-            raise ValueError(f"kind {self.kind.value} needs a vocabulary: add `vocabulary: NAME` and declare it under `vocabularies`")
+            raise ValueError(
+                f"kind {self.kind.value} needs a vocabulary: add `vocabulary: NAME` and declare it under `vocabularies`"
+            )
         if not needs_vocabulary and self.vocabulary is not None:
             raise ValueError(f"kind {self.kind.value} with role {self.role.value} has no vocabulary: remove it")
         if self.multi_valued is (self.max_length is None):
@@ -153,6 +160,8 @@ class Feature(_Strict):
         given = [key for key in number_only if key in self.model_fields_set]
         if given and self.kind is not Kind.NUMBER:
             raise ValueError(f"{given[0]} is for kind number, and this is {self.kind.value}: remove it")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum} is above maximum {self.maximum}: swap them")
         return self
 
     @model_validator(mode="after")
@@ -195,7 +204,9 @@ class Contract(_Strict):
             seen.add(feature.name)
             if feature.vocabulary is not None and feature.vocabulary not in self.vocabularies:
                 hint = _did_you_mean(feature.vocabulary, self.vocabularies)
-                raise ValueError(f"features.{index}: vocabulary {feature.vocabulary!r} is not declared under `vocabularies`{hint}")
+                raise ValueError(
+                    f"features.{index}: vocabulary {feature.vocabulary!r} is not declared under `vocabularies`{hint}"
+                )
         used = {feature.vocabulary for feature in self.features}
         for vocabulary in self.vocabularies:
             if vocabulary not in used:
@@ -204,23 +215,31 @@ class Contract(_Strict):
 
     @model_validator(mode="after")
     def _check_roles(self) -> Contract:
-        for role, most in ((Role.LABEL, 1), (Role.WEIGHT, 1)):
+        for role, allowed, expected in ((Role.LABEL, (1,), "one"), (Role.WEIGHT, (0, 1), "at most one")):
             count = len(self.select(roles=(role,)))
-            if count > most or (role is Role.LABEL and count == 0):
-                raise ValueError(f"features: expected {'one' if role is Role.LABEL else 'at most one'} of role {role.value}, got {count}")
+            if count not in allowed:
+                raise ValueError(f"features: expected {expected} of role {role.value}, got {count}")
         for source, role in (("users.user_id", Role.USER), ("videos.video_id", Role.VIDEO)):
             if not any(f.source == source and f.kind is Kind.ID and f.role is role for f in self.features):
-                raise ValueError(f"features: one with kind id, role {role.value} and source {source} is needed, as the key of examples")
+                raise ValueError(
+                    f"features: one with kind id, role {role.value} and source {source} is needed, "
+                    "as the key of examples"
+                )
         for feature in self.select(kinds=(Kind.HISTORY,)):
             if feature.table == "derived" and feature.vocabulary != self.video_key.vocabulary:
                 raise ValueError(
-                    f"feature {feature.name!r} holds video ids: its vocabulary must be {self.video_key.vocabulary!r}, got {feature.vocabulary!r}"
+                    f"feature {feature.name!r} holds video ids: "
+                    f"its vocabulary must be {self.video_key.vocabulary!r}, got {feature.vocabulary!r}"
                 )
         return self
 
-    def select(self, kinds: tuple[Kind, ...] | None = None, roles: tuple[Role, ...] | None = None) -> tuple[Feature, ...]:
+    def select(
+        self, kinds: tuple[Kind, ...] | None = None, roles: tuple[Role, ...] | None = None
+    ) -> tuple[Feature, ...]:
         """Features of any of the given kinds and any of the given roles, in the contract's order; None means all."""
-        return tuple(f for f in self.features if (kinds is None or f.kind in kinds) and (roles is None or f.role in roles))
+        return tuple(
+            f for f in self.features if (kinds is None or f.kind in kinds) and (roles is None or f.role in roles)
+        )
 
     @property
     def inputs(self) -> tuple[Feature, ...]:
@@ -281,7 +300,8 @@ def load(name_or_path: str) -> Contract:
     if not path.is_file():
         known = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
         raise ContractError(
-            f"no contract {name_or_path!r}{_did_you_mean(name_or_path, known)}: expected one of {', '.join(known)}, or the path of a .yaml file"
+            f"no contract {name_or_path!r}{_did_you_mean(name_or_path, known)}: "
+            f"expected one of {', '.join(known)}, or the path of a .yaml file"
         )
     return parse(path.read_text(encoding="utf-8"), where=str(path))
 
@@ -297,8 +317,10 @@ def parse(text: str, where: str = "contract") -> Contract:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ContractError(f"{where}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ContractError(f"{where}: expected a mapping with name, vocabularies and features, got {type(content).__name__}")
+    if document is None or not isinstance(content, dict):
+        raise ContractError(
+            f"{where}: expected a mapping with name, vocabularies and features, got {type(content).__name__}"
+        )
     _refuse_duplicate_keys(document, where)
     try:
         return Contract.model_validate(content)
@@ -316,12 +338,18 @@ def _explain(detail: Any, document: yaml.Node, content: dict[str, Any], where: s
         if parts[0] in ("features", "vocabularies"):
             location, message = tuple(int(p) if p.isdigit() else p for p in parts), rest
     if detail["type"] == "extra_forbidden":
-        known = Feature.model_fields if location[0] == "features" else Vocabulary.model_fields if len(location) > 1 else Contract.model_fields
-        message = f"unknown key {location[-1]!r}{_did_you_mean(str(location[-1]), known)}: allowed are {', '.join(known)}"
+        key, known = str(location[-1]), _known_keys(location)
+        message = f"unknown key {key!r}{_did_you_mean(key, known)}: allowed are {', '.join(known)}"
     else:
         message = f"{message}{_got(detail)}"
     line = _line(document, location)
     return f"{where}, line {line}{_owner(content, location)}: {message}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    if len(location) == 1:
+        return list(Contract.model_fields)
+    return list((Feature if location[0] == "features" else Vocabulary).model_fields)
 
 
 def _got(detail: Any) -> str:
@@ -346,7 +374,8 @@ def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
             node = node.value[part]
             line = node.start_mark.line + 1
             continue
-        entry = next(((k, v) for k, v in node.value if k.value == str(part)), None) if isinstance(node, yaml.MappingNode) else None
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        entry = next(((key, value) for key, value in pairs if key.value == str(part)), None)
         if entry is None:
             break
         line, node = entry[0].start_mark.line + 1, entry[1]
@@ -362,7 +391,8 @@ def _refuse_duplicate_keys(node: yaml.Node, where: str) -> None:
         seen: set[str] = set()
         for key, child in node.value:
             if key.value in seen:
-                raise ContractError(f"{where}, line {key.start_mark.line + 1}: the key {key.value!r} is given twice: remove one")
+                line = key.start_mark.line + 1
+                raise ContractError(f"{where}, line {line}: the key {key.value!r} is given twice: remove one")
             seen.add(key.value)
             _refuse_duplicate_keys(child, where)
 

@@ -1,0 +1,125 @@
+"""Preprocessing of impressions: one graph for training, evaluation and serving, derived from the contract.
+
+Outputs bear the names of the features. B batch, L max_length, D dimension, V vocabulary size:
+
+- id: int64 [B]; ids, history, text: int64 [B, L]. 0 = missing or padding, 1..V = vocabulary in decreasing frequency,
+  V+1..V+oov_buckets = not in the vocabulary, by hash.
+- number: float32 [B], scaled, never NaN; vector: float32 [B, D] of length 1, zeros = missing.
+- label, weight: float32 [B], unchanged. Slice features are not in the output: evaluation reads them raw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from transform import ops
+from transform.contract import Contract, Feature, Kind, Role, Scale, Vocabulary
+
+Values = Any  # tf.Tensor or tf.RaggedTensor of strings
+
+
+def preprocessing_fn(inputs: Mapping[str, Any], custom_config: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+    """Raw features to what models read; what is learned (vocabularies, ranges) is learned from the analysed split.
+
+    Args:
+        inputs: Raw features as in `transform.schema`: dense [B] or [B, D], or SparseTensor for ids and history.
+        custom_config: `contract`: the contract as JSON.
+
+    Returns:
+        Transformed features by name, shaped as said at the head of this module.
+    """
+    contract = Contract.from_json(custom_config["contract"])
+    strings = {f.name: _strings(f, inputs[f.name]) for f in contract.inputs if f.vocabulary is not None}
+    vocabularies = _learn_vocabularies(contract, strings)
+    outputs = {}
+    for feature in contract.inputs:
+        if feature.vocabulary is not None:
+            declared = contract.vocabularies[feature.vocabulary]
+            indices = _look_up(strings[feature.name], vocabularies[feature.vocabulary], declared)
+            outputs[feature.name] = _shaped(feature, indices)
+        elif feature.kind is Kind.VECTOR:
+            outputs[feature.name] = ops.unit_vector(inputs[feature.name])
+        else:
+            outputs[feature.name] = _scaled(feature, inputs[feature.name])
+    for feature in contract.select(roles=(Role.LABEL, Role.WEIGHT)):
+        outputs[feature.name] = tf.identity(inputs[feature.name])
+    return outputs
+
+
+def vocabulary_sizes(contract: Contract, tf_transform_output: tft.TFTransformOutput) -> dict[str, int]:
+    """Rows of each embedding table: the learned entries, the out-of-vocabulary buckets, and one for missing.
+
+    Args:
+        contract: The features.
+        tf_transform_output: What Transform wrote.
+
+    Returns:
+        Rows by vocabulary name, in the contract's order.
+    """
+    return {
+        name: tf_transform_output.vocabulary_size_by_name(_file_name(name)) + vocabulary.oov_buckets + 1
+        for name, vocabulary in contract.vocabularies.items()
+    }
+
+
+def _file_name(vocabulary: str) -> str:
+    return f"vocabulary_{vocabulary}"
+
+
+def _strings(feature: Feature, raw: Any) -> Values:
+    """The values to look up: [B] for id, ragged [B, (values)] for the rest."""
+    if feature.kind is Kind.ID:
+        return raw
+    return ops.split_words(raw) if feature.kind is Kind.TEXT else ops.known_values(raw)
+
+
+def _learn_vocabularies(contract: Contract, strings: Mapping[str, Values]) -> dict[str, Any]:
+    """By name: the entries over all features that share it, by falling frequency, ties in reverse byte order."""
+    learned = {}
+    for name, vocabulary in contract.vocabularies.items():
+        shared = [strings[f.name] for f in contract.inputs if f.vocabulary == name]
+        flat = tf.concat([s.flat_values if isinstance(s, tf.RaggedTensor) else s for s in shared], axis=0)
+        learned[name] = tft.vocabulary(
+            flat,  # '' is never an entry: tft leaves it out
+            top_k=vocabulary.max_size,
+            frequency_threshold=vocabulary.min_count if vocabulary.min_count > 1 else None,
+            vocab_filename=_file_name(name),
+        )
+    return learned
+
+
+def _look_up(strings: Values, entries: Any, vocabulary: Vocabulary) -> Values:
+    """Indices from 1; 0 for ''."""
+    found = tft.apply_vocabulary(strings, entries, num_oov_buckets=vocabulary.oov_buckets) + 1
+    if isinstance(strings, tf.RaggedTensor):
+        return found  # holds no ''
+    return tf.where(tf.equal(strings, ""), tf.zeros_like(found), found)
+
+
+def _shaped(feature: Feature, indices: Values) -> tf.Tensor:
+    if feature.max_length is None:
+        return indices
+    pad = ops.pad_history if feature.kind is Kind.HISTORY else ops.pad_first
+    return pad(indices, feature.max_length)
+
+
+def _scaled(feature: Feature, numbers: tf.Tensor) -> tf.Tensor:
+    """The numbers, missing ones filled with the default or else the train mean, scaled.
+
+    For counts (scale log) the mean is that of the logarithms, so that missing lands in the middle of what is seen.
+    """
+    curve = ops.log1p if feature.scale is Scale.LOG else tf.identity
+    known = ops.is_known(numbers)
+    values = curve(tf.where(known, numbers, 0.0))
+    present = tf.boolean_mask(values, known)
+    filler = tft.mean(present) if feature.default is None else curve(tf.constant(feature.default, tf.float32))
+    values = tf.where(known, values, filler)
+    if feature.scale is Scale.NONE:
+        return values
+    if feature.scale is Scale.MINMAX:
+        return ops.minmax(values, tft.min(present), tft.max(present))
+    return ops.zscore(values, tft.mean(present), tft.var(present))
