@@ -1,0 +1,264 @@
+"""The demo world: seeded, synthetic, and with a known answer.
+
+Users have latent tastes over topics and their subtopics. What they are shown depends on how young and how popular a
+video is; whether they click depends mostly on their taste, and a little on the video's quality and on whether they
+follow its author:
+
+    P(click) = sigmoid(TASTE * affinity(user, video) + QUALITY * quality(video) + FOLLOW * follows(user, author) + BIAS)
+
+The probability of every event is known, and so is the AUC that no model can be expected to beat (`demo.json`).
+Letters: U users, V videos, A authors, S subtopics, N events.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from components.importers.demo_words import OPENINGS, TOPICS, TRENDS
+from components.importers.summary import ImportSummary, check_and_write
+from components.world import files
+from components.world.tables import FLOATS
+from transform import contract
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+START = 1_704_067_200  # 2024-01-01, UTC
+DAY = 86_400
+DAYS = 30
+TASTE, QUALITY, FOLLOW, BIAS = 1.35, 0.3, 0.7, -0.9
+YOUTH_DAYS = 8.0  # after which a video is shown e times less
+LATE_USERS = 0.1  # share of users whose first day is in the last fifth
+WIDTHS = {"visual_vector": (16, 0.7, 0.1), "audio_vector": (8, 1.2, 0.2)}  # values, noise, share missing
+_CHUNK = 2048
+
+SUBTOPICS = [(topic, sub) for topic, subs in TOPICS.items() for sub in subs]
+TOPIC_OF = np.repeat(np.arange(len(TOPICS)), [len(subs) for subs in TOPICS.values()])
+
+
+@dataclass(frozen=True)
+class _Videos:
+    subtopic: Ints  # [V]
+    author: Ints  # [V]
+    quality: Floats  # [V], standard normal
+    published: Ints  # [V], unix seconds
+    duration: Floats  # [V], seconds
+
+
+@dataclass(frozen=True)
+class _Users:
+    affinity: Floats  # [U, S], standard normal over all pairs
+    follows: npt.NDArray[np.bool_]  # [U, A]
+    arrived: Ints  # [U], unix seconds
+    activity: Floats  # [U], relative
+
+
+@dataclass(frozen=True)
+class _Events:
+    user: Ints  # [N]
+    video: Ints  # [N]
+    at: Ints  # [N], ascending
+    probability: Floats  # [N], of a click
+    clicked: npt.NDArray[np.bool_]  # [N]
+
+
+def import_demo(
+    source: str | None,
+    out: str,
+    users: int = 400,
+    videos: int = 600,
+    interactions: int = 40_000,
+    seed: int = 0,
+    now: int | None = None,
+) -> ImportSummary:
+    """Write the demo world; the same arguments give the same bytes.
+
+    Args:
+        source: Not used: everything is drawn.
+        out: Folder of the world.
+        users: Number of users.
+        videos: Number of videos.
+        interactions: Number of events asked for; no user sees a video twice, so a small catalogue yields fewer.
+        seed: Of all draws.
+        now: Unix seconds; the clock where absent.
+
+    Returns:
+        What was written; the notes name the Bayes-optimal AUC, over all events and over the last tenth by time, which
+        `demo.json` in the world holds too.
+    """
+    rng = np.random.default_rng(seed)
+    catalogue = _draw_videos(rng, videos)
+    people = _draw_users(rng, users, catalogue)
+    events = _draw_events(rng, people, catalogue, interactions)
+    data = {
+        "users": _user_table(rng, people),
+        "videos": _video_table(rng, catalogue),
+        "interactions": _interaction_table(rng, events, catalogue),
+    }
+    facts = _facts(events, seed)
+    note = (
+        f"Bayes-optimal AUC {facts['bayes_auc']:.4f} (last tenth by time {facts['bayes_auc_last_tenth']:.4f}), "
+        f"click rate {facts['click_rate']:.3f}"
+    )
+    summary = check_and_write(out, contract.load("microvideo"), now, [note], data)
+    with files.writing(files.join(out, "demo.json")) as file:
+        file.write(json.dumps(facts, indent=2).encode())
+    return summary
+
+
+def auc(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
+    """Area under the ROC curve: how often a positive scores above a negative, ties counting half.
+
+    Args:
+        score: [N].
+        label: [N], truthy for positive; both classes occur.
+    """
+    values, rank_of = np.unique(np.asarray(score), return_inverse=True)
+    positive = np.asarray(label).astype(bool)
+    at_value = np.bincount(rank_of, minlength=len(values))
+    middle_rank = np.cumsum(at_value) - (at_value - 1) / 2
+    n, m = int(positive.sum()), int((~positive).sum())
+    return float((middle_rank[rank_of][positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def _draw_videos(rng: np.random.Generator, number: int) -> _Videos:
+    author_subtopic = rng.integers(len(SUBTOPICS), size=max(number // 6, 1))
+    author = rng.integers(len(author_subtopic), size=number)
+    strays = rng.random(number) < 0.2  # an author leaves the usual subtopic now and then
+    subtopic = np.where(strays, rng.integers(len(SUBTOPICS), size=number), author_subtopic[author])
+    published = START + (DAY * rng.uniform(-20, DAYS - 0.5, size=number)).astype(np.int64)
+    typical = rng.uniform(15, 90, size=len(SUBTOPICS))
+    duration = np.clip(typical[subtopic] * np.exp(0.35 * rng.standard_normal(number)), 5, 300).round(1)
+    return _Videos(subtopic, author, rng.standard_normal(number), published, duration)
+
+
+def _draw_users(rng: np.random.Generator, number: int, videos: _Videos) -> _Users:
+    loved = rng.random((number, len(TOPICS))).argsort(axis=1) < 3  # three topics each
+    by_topic = loved * rng.uniform(1.5, 3.0, loved.shape) + 0.3 * rng.standard_normal(loved.shape)
+    affinity = by_topic[:, TOPIC_OF] + 0.6 * rng.standard_normal((number, len(SUBTOPICS)))
+    affinity = (affinity - affinity.mean()) / affinity.std()
+    # An author's home is what most of the videos are about.
+    counts = np.zeros((int(videos.author.max()) + 1, len(SUBTOPICS)))
+    np.add.at(counts, (videos.author, videos.subtopic), 1)
+    liking = affinity[:, counts.argmax(axis=1)] + rng.gumbel(size=(number, len(counts)))
+    most = rng.integers(0, 9, size=(number, 1))  # authors followed, some users none
+    follows = (-liking).argsort(axis=1).argsort(axis=1) < most
+    late = rng.random(number) < LATE_USERS
+    first_day = np.where(late, rng.uniform(0.8, 0.97, number), rng.uniform(-0.5, 0.5, number).clip(0)) * DAYS
+    arrived = START + (DAY * first_day).astype(np.int64)
+    return _Users(affinity, follows, arrived, rng.lognormal(0, 0.6, number))
+
+
+def _draw_events(rng: np.random.Generator, users: _Users, videos: _Videos, number: int) -> _Events:
+    drawn = int(number * 1.6)
+    hour = rng.normal(19, 4, drawn) % 24  # evenings are busy
+    at = np.sort(START + rng.integers(0, DAYS, drawn) * DAY + (hour * 3600).astype(np.int64))
+    user = _draw_active(rng, users, at)
+    video = np.concatenate(
+        [_draw_shown(rng, users, videos, user[i : i + _CHUNK], at[i : i + _CHUNK]) for i in range(0, drawn, _CHUNK)]
+    )
+    first = np.unique(user * len(videos.author) + video, return_index=True)[1]
+    seen = np.sort(rng.permutation(first)[:number])
+    user, video, at = user[seen], video[seen], at[seen]
+    follows = users.follows[user, videos.author[video]]
+    logit = (
+        TASTE * users.affinity[user, videos.subtopic[video]] + QUALITY * videos.quality[video] + FOLLOW * follows + BIAS
+    )
+    probability = 1 / (1 + np.exp(-logit))
+    return _Events(user, video, at, probability, rng.random(len(seen)) < probability)
+
+
+def _draw_active(rng: np.random.Generator, users: _Users, at: Ints) -> Ints:
+    """For each time a user who has arrived, the active ones more often."""
+    order = np.argsort(users.arrived, kind="stable")
+    total = np.cumsum(users.activity[order])
+    present = np.maximum(np.searchsorted(users.arrived[order], at, side="right"), 1)
+    return order[np.searchsorted(total, rng.random(len(at)) * total[present - 1], side="right")]
+
+
+def _draw_shown(rng: np.random.Generator, users: _Users, videos: _Videos, user: Ints, at: Ints) -> Ints:
+    """For each user and time a published video: the young and the popular are shown more, taste steers a little."""
+    age_days = (at[:, None] - videos.published) / DAY
+    shown = 0.5 * videos.quality + 0.3 * users.affinity[user][:, videos.subtopic]
+    weight = np.where(age_days >= 0, np.exp(shown) * (0.15 + np.exp(-np.maximum(age_days, 0) / YOUTH_DAYS)), 0)
+    total = np.cumsum(weight, axis=1)
+    threshold = rng.random((len(at), 1)) * total[:, -1:]
+    return np.minimum((total <= threshold).sum(axis=1), len(videos.author) - 1)
+
+
+def _user_table(rng: np.random.Generator, users: _Users) -> pa.Table:
+    followed = [[f"a{author:04d}" for author in np.flatnonzero(row)] for row in users.follows]
+    return pa.table(
+        {"user_id": _ids("u", np.arange(len(followed))), "followed_ids": pa.array(followed, pa.list_(pa.string()))}
+    )
+
+
+def _video_table(rng: np.random.Generator, videos: _Videos) -> pa.Table:
+    topics = [SUBTOPICS[s] for s in videos.subtopic]
+    words = [rng.choice(TOPICS[topic][sub].split(), 3, replace=False).tolist() for topic, sub in topics]
+    openings, trends = rng.integers(len(OPENINGS), size=len(topics)), rng.integers(len(TRENDS), size=len(topics))
+    prototypes = {name: _prototypes(rng, width) for name, (width, _, _) in WIDTHS.items()}
+    return pa.table(
+        {
+            "video_id": _ids("v", np.arange(len(topics))),
+            "title": [OPENINGS[o].format(*w) for o, w in zip(openings, words, strict=True)],
+            "tags": pa.array([[sub, *w[:2], TRENDS[t]] for (_, sub), w, t in zip(topics, words, trends, strict=True)]),
+            "primary_category": [topic for topic, _ in topics],
+            "secondary_category": [sub for _, sub in topics],
+            "author_id": _ids("a", videos.author),
+            "duration_seconds": videos.duration,
+            "published_at": videos.published,
+            **{name: _vectors(rng, prototypes[name][videos.subtopic], *WIDTHS[name][1:]) for name in WIDTHS},
+        }
+    )
+
+
+def _interaction_table(rng: np.random.Generator, events: _Events, videos: _Videos) -> pa.Table:
+    number = len(events.at)
+    liked = events.clicked & (rng.random(number) < 0.6 * events.probability)
+    share = np.where(events.clicked, rng.beta(4, 1.5, number), rng.beta(1, 9, number))
+    return pa.table(
+        {
+            "user_id": _ids("u", events.user),
+            "video_id": _ids("v", events.video),
+            "at": events.at,
+            "clicked": events.clicked.astype(np.int64),
+            "liked": liked.astype(np.int64),
+            "watch_seconds": (share * videos.duration[events.video]).round(2),
+        }
+    )
+
+
+def _prototypes(rng: np.random.Generator, width: int) -> Floats:
+    """[S, width]: subtopics of one topic lie close together."""
+    prototypes: Floats = rng.standard_normal((len(TOPICS), width))[TOPIC_OF] + 0.5 * rng.standard_normal(
+        (len(SUBTOPICS), width)
+    )
+    return prototypes
+
+
+def _vectors(rng: np.random.Generator, centre: Floats, noise: float, missing: float) -> pa.Array:
+    values = (centre + noise * rng.standard_normal(centre.shape)).astype(np.float32)
+    absent = rng.random(len(values)) < missing
+    return pa.array([None if gone else row for gone, row in zip(absent, values, strict=True)], FLOATS)
+
+
+def _ids(letter: str, index: Ints) -> list[str]:
+    return [f"{letter}{i:04d}" for i in index]
+
+
+def _facts(events: _Events, seed: int) -> dict[str, Any]:
+    last = slice(len(events.at) - len(events.at) // 10, None)
+    return {
+        "seed": seed,
+        "interactions": len(events.at),
+        "click_rate": float(events.clicked.mean()),
+        "bayes_auc": auc(events.probability, events.clicked),
+        "bayes_auc_last_tenth": auc(events.probability[last], events.clicked[last]),
+    }

@@ -1,0 +1,66 @@
+"""What every importer ends with: the checked world on disk, and an account of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from components.world import check, files, tables
+from transform.contract import Contract, ContractError
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What an import made.
+
+    Attributes:
+        world: Folder of the world.
+        rows: Rows written, by table.
+        rejected: Rows in `rejected.parquet`, by "<table>: <reason>".
+        notes: What the user should know about the data.
+    """
+
+    world: str
+    rows: dict[str, int]
+    rejected: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def write_world(out: str, checked: check.Checked, notes: list[str] | None = None) -> ImportSummary:
+    """Write the tables of a checked world and its `rejected.parquet`."""
+    kept = {"users": checked.users, "videos": checked.videos, "interactions": checked.interactions}
+    for table, data in kept.items():
+        tables.write_table(out, table, data)
+    tables.write_table(out, "rejected", checked.rejected)
+    rows = {table: len(data) for table, data in kept.items()}
+    return ImportSummary(out, rows, checked.counts, [*(notes or []), *checked.notes])
+
+
+def check_and_write(
+    out: str, contract: Contract, now: int | None, notes: list[str], data: dict[str, Any]
+) -> ImportSummary:
+    """Check the tables `users`, `videos` and `interactions`, and write what passes.
+
+    Raises:
+        ContractError: A table as a whole is wrong, see `components.world.check`.
+    """
+    checked = check.check_tables(**data, contract=contract, now=int(time.time()) if now is None else now)
+    return write_world(out, checked, notes)
+
+
+def source_folder(source: str | None, expected: str) -> str:
+    """The folder to import from.
+
+    Args:
+        source: What the user gave.
+        expected: What it should hold, for the error.
+
+    Raises:
+        ContractError: None was given, or there is no such folder.
+    """
+    if source is None:
+        raise ContractError(f"expected --from DIR, a folder with {expected}: got none")
+    if not files.is_folder(source):
+        raise ContractError(f"{source}: expected a folder with {expected}: no such folder")
+    return source

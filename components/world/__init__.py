@@ -1,0 +1,1 @@
+"""Worlds: folders of canonical tables, read, checked and written."""

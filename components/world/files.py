@@ -1,0 +1,113 @@
+"""Files of a world, local or remote (gs://, s3://, ...).
+
+Local paths need no TensorFlow, so that the command line stays quick; others go through `tf.io.gfile`, imported late.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+_CHUNK = 1 << 22
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path names a file system other than the local one."""
+    return "://" in path
+
+
+def join(folder: str, name: str) -> str:
+    """The path of `name` in `folder`; remote paths keep their forward slashes."""
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def is_file(path: str) -> bool:
+    """Whether a file is there."""
+    if not is_remote(path):
+        return os.path.isfile(path)
+    return bool(_gfile().exists(path) and not _gfile().isdir(path))
+
+
+def is_folder(path: str) -> bool:
+    """Whether a folder is there."""
+    return bool(_gfile().isdir(path)) if is_remote(path) else os.path.isdir(path)
+
+
+def names(folder: str) -> list[str]:
+    """What the folder holds, sorted; folders without the trailing slash that some file systems add."""
+    found = _gfile().listdir(folder) if is_remote(folder) else os.listdir(folder)
+    return sorted(name.rstrip("/") for name in found)
+
+
+def make_folder(path: str) -> None:
+    """Make the folder and those above it; one that is there is left alone."""
+    _gfile().makedirs(path) if is_remote(path) else os.makedirs(path, exist_ok=True)
+
+
+@contextmanager
+def reading(path: str) -> Iterator[BinaryIO]:
+    """The file, open for random-access reading."""
+    if is_remote(path):
+        with io.BufferedReader(cast(io.RawIOBase, _Remote(path)), buffer_size=_CHUNK) as file:
+            yield cast(BinaryIO, file)
+    else:
+        with open(path, "rb") as file:
+            yield file
+
+
+@contextmanager
+def writing(path: str) -> Iterator[BinaryIO]:
+    """A file that appears under its name only when it is complete."""
+    partial = f"{path}.partial"
+    opener: Any = _gfile().GFile if is_remote(path) else open
+    with opener(partial, "wb") as file:
+        yield file
+    _gfile().rename(partial, path, overwrite=True) if is_remote(path) else os.replace(partial, path)
+
+
+def identity(path: str) -> str:
+    """What the content of a file is known by: its SHA-256, or size and time of change where reading it all costs."""
+    if is_remote(path):
+        stat = _gfile().stat(path)
+        return f"{stat.length}-{stat.mtime_nsec}"
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _Remote(io.RawIOBase):
+    """A GFile as a Python raw file, which is what pyarrow reads from."""
+
+    def __init__(self, path: str) -> None:
+        self._file = _gfile().GFile(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._file.seek(offset, whence)
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _gfile() -> Any:
+    import tensorflow as tf
+
+    return tf.io.gfile
