@@ -1,0 +1,58 @@
+"""A run's configuration is refused with one clear line wherever it does not fit."""
+
+import pytest
+
+from pipeline import config
+from transform.contract import ContractError
+
+GOOD = """
+name: mine
+contract: microvideo
+splits: {by: time, train: 0.8, valid: 0.1, test: 0.1}
+models:
+  ranker:
+    gates: [{metric: auc, at_least: 0.7, change: 0.01}]
+"""
+
+
+def load(tmp_path, text: str) -> config.RunConfig:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(str(path))
+
+
+@pytest.mark.parametrize("name", ["demo", "movielens"])
+def test_built_in_configurations_load(name):
+    assert config.load(name).name == name
+
+
+def test_gate_values_arrive(tmp_path):
+    gate = load(tmp_path, GOOD).models["ranker"].gates[0]
+    assert (gate.metric, gate.at_least, gate.change, gate.slices) == ("auc", 0.7, 0.01, ())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("name: mine", "nome: mine", "nome: unknown key (did you mean 'name'?)"),
+        ("train: 0.8", "train: 0.9", "must add up to 1, got 1.1"),
+        ("by: time", "by: luck", "'time' or 'hash', got 'luck'"),
+        ("ranker:", "ranger:", "unknown model 'ranger': expected one of ranker"),
+        ("metric: auc", "metric: acu", "unknown metric 'acu': expected one of auc, logloss"),
+        ("at_least: 0.7, ", "", "a change threshold alone passes everything"),
+        ("change: 0.01", "change: -1", "greater than or equal to 0, got -1"),
+        ("[{metric: auc, at_least: 0.7, change: 0.01}]", "[]", "at least 1 item"),
+        ("contract: microvideo", "", "contract: Field required"),
+        ("splits:", "splits: [", "not valid YAML"),
+    ],
+)
+def test_bad_configuration_names_key_and_remedy(tmp_path, old, new, expected):
+    assert old in GOOD
+    with pytest.raises(ContractError, match=r"run\.yaml") as caught:
+        load(tmp_path, GOOD.replace(old, new))
+    assert expected in str(caught.value)
+
+
+def test_unknown_name_lists_the_built_in_ones():
+    with pytest.raises(ContractError, match="expected one of demo, movielens"):
+        config.load("movieless")
