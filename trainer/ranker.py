@@ -9,11 +9,24 @@ B batch, N fields, D embedding width, M modalities.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+import tensorflow as tf
+from pydantic import Field, field_validator
 
+from trainer.inputs import Fields, build_fields, is_modality, is_social, keras_inputs
+from trainer.keras_version import keras
+from trainer.layers.attention_crossing import AttentionCrossing
+from trainer.layers.multi_head_self_attention import MultiHeadSelfAttention
+from trainer.layers.perceptron import perceptron
+from trainer.layers.target_attention import TargetAttention
+from trainer.layers.user_guided_attention import UserGuidedAttention
 from trainer.settings import Settings
+from transform.contract import Contract, Kind
+
+# name -> build(fields, config) giving the logit [B, 1]
+BASELINES: dict[str, Callable[[Fields, Any], tf.Tensor]] = {}
 
 
 class Attention(Settings):
@@ -88,3 +101,89 @@ class Config(Settings):
     modality: Literal["attention", "concat", "none"] = "attention"
     social: bool = True
     history: Literal["mean", "target_attention"] = "mean"
+
+    @field_validator("architecture")
+    @classmethod
+    def _check_architecture(cls, name: str) -> str:
+        known = ("mhsa_crossing", *BASELINES)
+        if name not in known:
+            raise ValueError(f"expected one of {', '.join(known)}")
+        return name
+
+
+def build_model(config: Config, contract: Contract, vocabulary_sizes: Mapping[str, int]) -> keras.Model:
+    """The model that `config` describes, over the transformed features of `contract`.
+
+    The layer named `logit` is what training attaches its loss to; see `trainer.training.trainable`.
+
+    Args:
+        config: Architecture and sizes.
+        contract: Where inputs, embedding tables and roles come from.
+        vocabulary_sizes: Embedding table rows by vocabulary; see `transform.impressions.vocabulary_sizes`.
+
+    Returns:
+        From {feature: tensor} to {"score": probability of the positive label [B]} and, where the model chooses among
+        modalities, "modality_weights" [B, M].
+    """
+    inputs = keras_inputs(contract)
+    fields = build_fields(_used(contract, config), inputs, vocabulary_sizes, config)
+    if config.history == "target_attention" and fields.history is not None:
+        fields = _attend_history(fields)
+    weights = None
+    if config.modality == "attention" and fields.modalities is not None:
+        fields, weights = _fuse_modalities(fields)
+    build = BASELINES.get(config.architecture, _mhsa_crossing)
+    logit = keras.layers.Flatten(name="logit", dtype="float32")(build(fields, config))
+    outputs = {"score": tf.sigmoid(logit[:, 0])}
+    if weights is not None:
+        outputs["modality_weights"] = tf.cast(weights, tf.float32)
+    return keras.Model(inputs, outputs, name=config.architecture)
+
+
+def _mhsa_crossing(fields: Fields, config: Config) -> tf.Tensor:
+    """Eq. 2-3: linear part plus DNN over concat(S, P), S from self-attention and P from attention crossing.
+
+    Without self-attention the field vectors stand for S; without crossing there is no P; without the DNN the sum is
+    w_S . S + w_P . P + b (eq. 1).
+    """
+    representation = fields.vectors
+    for _ in range(config.attention.layers if config.attention else 0):
+        representation = MultiHeadSelfAttention(config.attention.heads, config.attention.width)(
+            (representation, fields.mask)
+        )
+    parts = [keras.layers.Flatten()(representation)]
+    if config.crossing:
+        pairs, _ = AttentionCrossing(config.crossing.width)((fields.vectors, fields.mask))
+        pooled = keras.layers.Flatten()(pairs) if config.crossing.output == "pairs" else tf.reduce_sum(pairs, axis=1)
+        parts.append(keras.layers.Dropout(config.crossing.dropout)(pooled))
+    hidden = keras.layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
+    logit = keras.layers.Dense(1)(perceptron(hidden, config.deep) if config.deep else hidden)
+    return keras.layers.Add()([logit, fields.linear]) if config.linear else logit
+
+
+def _used(contract: Contract, config: Config) -> Contract:
+    """The contract without the features that `config` switches off."""
+    off = [
+        f
+        for f in contract.inputs
+        if (is_modality(f) and config.modality == "none") or (is_social(f) and not config.social)
+    ]
+    return contract.model_copy(update={"features": tuple(f for f in contract.features if f not in off)})
+
+
+def _attend_history(fields: Fields) -> Fields:
+    """The first derived history pooled by attention of the candidate instead of the plain mean."""
+    position = next(i for i, f in enumerate(fields.features) if f.kind is Kind.HISTORY and f.table == "derived")
+    pooled = TargetAttention(fields.video.shape[-1])((fields.history, fields.history_mask, fields.video))
+    before, after = fields.vectors[:, :position], fields.vectors[:, position + 1 :]
+    return fields._replace(vectors=keras.layers.Concatenate(axis=1)([before, pooled[:, tf.newaxis], after]))
+
+
+def _fuse_modalities(fields: Fields) -> tuple[Fields, tf.Tensor]:
+    """One field, fused by user-guided attention, in the place of all content vectors; and the weights [B, M]."""
+    kept = [i for i, f in enumerate(fields.features) if not is_modality(f)]
+    fused, weights = UserGuidedAttention(fields.user.shape[-1])((fields.user, fields.modalities, fields.modality_mask))
+    present = tf.reduce_max(fields.modality_mask, axis=1, keepdims=True)
+    vectors = keras.layers.Concatenate(axis=1)([tf.gather(fields.vectors, kept, axis=1), fused[:, tf.newaxis]])
+    mask = keras.layers.Concatenate(axis=1)([tf.gather(fields.mask, kept, axis=1), present])
+    return fields._replace(vectors=vectors, mask=mask), weights

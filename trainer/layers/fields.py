@@ -62,15 +62,6 @@ class AnyPresent(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("shortlist")
-class AnyPresent(keras.layers.Layer):
-    """Marks a field of which anything is present."""
-
-    def call(self, mask: tf.Tensor) -> tf.Tensor:
-        """[B, L] to [B]."""
-        return tf.reduce_max(mask, axis=1)
-
-
-@keras.saving.register_keras_serializable("shortlist")
 class MaskedMean(keras.layers.Layer):
     """Mean of the vectors that are there: eq. 6, q being the entries that are not padding; none -> zeros."""
 
