@@ -10,11 +10,12 @@ B batch, N fields, D embedding width, M modalities.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import tensorflow as tf
 from pydantic import Field, field_validator
 
+from trainer.baselines import acf, afm, autoint, dcn, deep_fm, embedding_mlp, fm, lr, wide_and_deep
 from trainer.inputs import Fields, build_fields, is_modality, is_social, keras_inputs
 from trainer.keras_version import keras
 from trainer.layers.attention_crossing import AttentionCrossing
@@ -26,7 +27,18 @@ from trainer.settings import Settings
 from transform.contract import Contract, Kind
 
 # name -> build(fields, config) giving the logit [B, 1]
-BASELINES: dict[str, Callable[[Fields, Any], tf.Tensor]] = {}
+BASELINES: dict[str, Callable[[Fields, Config], tf.Tensor]] = {
+    "lr": lr.build,
+    "fm": fm.build,
+    "afm": afm.build,
+    "embedding_mlp": embedding_mlp.build,
+    "wide_and_deep": wide_and_deep.build,
+    "deep_fm": deep_fm.build,
+    "dcn_v1": dcn.build_v1,
+    "dcn_v2": dcn.build_v2,
+    "autoint": autoint.build,
+    "acf": acf.build,
+}
 
 
 class Attention(Settings):
