@@ -12,12 +12,13 @@ from __future__ import annotations
 import difflib
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 BUILT_IN = Path(__file__).parent / "contracts"
+NAME = r"^[a-z][a-z0-9_]*$"  # of features and vocabularies: they become names of tensors and files
 
 
 class Kind(str, Enum):
@@ -93,7 +94,7 @@ class Vocabulary(_Strict):
 class Feature(_Strict):
     """One feature; see `docs/features.md` for the built-in ones."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=NAME)
     kind: Kind
     role: Role
     source: str
@@ -192,7 +193,7 @@ class Contract(_Strict):
     """
 
     name: str
-    vocabularies: dict[str, Vocabulary]
+    vocabularies: dict[Annotated[str, Field(pattern=NAME)], Vocabulary]
     features: tuple[Feature, ...]
 
     @model_validator(mode="after")
@@ -225,10 +226,11 @@ class Contract(_Strict):
                     f"features: one with kind id, role {role.value} and source {source} is needed, "
                     "as the key of examples"
                 )
-        for feature in self.select(kinds=(Kind.HISTORY,)):
-            if feature.table == "derived" and feature.vocabulary != self.video_key.vocabulary:
+        for index, feature in enumerate(self.features):
+            derived_history = feature.kind is Kind.HISTORY and feature.table == "derived"
+            if derived_history and feature.vocabulary != self.video_key.vocabulary:
                 raise ValueError(
-                    f"feature {feature.name!r} holds video ids: "
+                    f"features.{index}: {feature.source} holds video ids: "
                     f"its vocabulary must be {self.video_key.vocabulary!r}, got {feature.vocabulary!r}"
                 )
         return self
@@ -340,8 +342,10 @@ def _explain(detail: Any, document: yaml.Node, content: dict[str, Any], where: s
     if detail["type"] == "extra_forbidden":
         key, known = str(location[-1]), _known_keys(location)
         message = f"unknown key {key!r}{_did_you_mean(key, known)}: allowed are {', '.join(known)}"
-    else:
-        message = f"{message}{_got(detail)}"
+    elif detail["type"] == "missing":
+        message = f"the key {location[-1]!r} is required: add it"
+    elif detail["type"] != "value_error":
+        message = f"{message}, got {detail['input']!r}"
     line = _line(document, location)
     return f"{where}, line {line}{_owner(content, location)}: {message}"
 
@@ -350,10 +354,6 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     if len(location) == 1:
         return list(Contract.model_fields)
     return list((Feature if location[0] == "features" else Vocabulary).model_fields)
-
-
-def _got(detail: Any) -> str:
-    return "" if detail["type"] in ("value_error", "missing") else f", got {detail['input']!r}"
 
 
 def _owner(content: dict[str, Any], location: tuple[int | str, ...]) -> str:
