@@ -22,6 +22,7 @@ from pipeline.errors import RunFailedError
 from transform.contract import ContractError
 
 if TYPE_CHECKING:
+    from components.importers.summary import ImportSummary
     from pipeline.config import RunConfig
     from pipeline.local_runner import Run
     from pipeline.recommend import Feed
@@ -49,36 +50,79 @@ def demo(runs: Runs = Path("runs")) -> None:
 
     console = Console()
     if not (DEMO_WORLD / "demo.json").is_file():
-        from components.importers.demo import import_demo
-
         console.print(f"[bold]World[/]  {DEMO_WORLD}")
-        summary = import_demo(out=str(DEMO_WORLD))
-        for note in summary.notes:
-            console.print(f"  {note}", highlight=False)
+        import_demo(str(DEMO_WORLD))
     folder = _run(config.load("demo"), str(DEMO_WORLD), runs / "demo")
     _report(folder)
     user = _busiest_user(str(DEMO_WORLD))
     _recommend(folder, user, n=10, target=None, as_json=False)
 
 
-@app.command("import")
-def import_world(
-    name: Annotated[str, typer.Argument(help="demo, movielens, amazon or tables.")],
-    out: Annotated[str, typer.Option("--out", help="Folder of the world to write.")],
-    source: Annotated[str | None, typer.Option("--from", help="Folder that holds the data.")] = None,
-    contract: Annotated[str, typer.Option("--contract", help="For `tables`: what is checked.")] = "microvideo",
-) -> None:
-    """Turn a public data set, or tables of your own, into a world."""
-    from components.importers import registry
+importers = typer.Typer(help="Turn a public data set, or tables of your own, into a world.", no_args_is_help=True)
+app.add_typer(importers, name="import")
 
-    summary = registry.run(name, source, out, contract)
+Source = Annotated[str, typer.Option("--from", help="Folder that holds the data.")]
+Out = Annotated[str, typer.Option("--out", help="Folder of the world to write.")]
+
+
+@importers.command("demo")
+def import_demo(
+    out: Out,
+    users: Annotated[int, typer.Option(min=20)] = 400,
+    videos: Annotated[int, typer.Option(min=20)] = 600,
+    interactions: Annotated[int, typer.Option(min=500)] = 40_000,
+    seed: Annotated[int, typer.Option(help="Same seed, same world.")] = 0,
+) -> None:
+    """A synthetic world with tastes to learn, and its best possible AUC."""
+    from components.importers import demo
+
+    _print_import(demo.import_demo(None, out, users, videos, interactions, seed))
+
+
+@importers.command("movielens")
+def import_movielens(
+    source: Source,
+    out: Out,
+    posters: Annotated[bool, typer.Option("--posters", help="Copy posters as covers.")] = False,
+) -> None:
+    """MovieLens 1M (whole or a prefix) or 100K."""
+    from components.importers import movielens
+
+    _print_import(movielens.import_movielens(source, out, posters))
+
+
+@importers.command("amazon")
+def import_amazon(
+    source: Source,
+    out: Out,
+    images: Annotated[bool, typer.Option("--images", help="Read the image vectors.")] = False,
+) -> None:
+    """Amazon 5-core reviews, with or without metadata and image vectors."""
+    from components.importers import amazon
+
+    _print_import(amazon.import_amazon(source, out, images))
+
+
+@importers.command("tables")
+def import_tables(
+    source: Source,
+    out: Out,
+    contract: Annotated[str, typer.Option("--contract", help="Built-in name, or a .yaml file.")] = "microvideo",
+) -> None:
+    """Tables of your own, Parquet or CSV, checked against a contract."""
+    from components.importers import tables
+
+    _print_import(tables.import_tables(source, out, contract))
+
+
+def _print_import(summary: ImportSummary) -> None:
     console = Console()
     for table, rows in summary.rows.items():
         console.print(f"  {table:<14} {rows:>9,} rows", highlight=False)
-    _print_rejected(console, summary.rejected, f"{out}/rejected.parquet")
+    _print_rejected(console, summary.rejected, f"{summary.world}/rejected.parquet")
     for note in summary.notes:
-        console.print(f"  {note}", highlight=False)
-    console.print(f"World written to {out}", highlight=False)
+        console.print(f"  {note}", highlight=False, markup=False)
+    console.print(f"World written to {summary.world}", highlight=False)
 
 
 @app.command()
