@@ -1,8 +1,8 @@
 """Transformed examples into batches, fast enough for two busy cores.
 
-A split that fits in memory is read and parsed once; an epoch is then a permutation of its rows, gathered batch by batch.
-A larger one is streamed: records are shuffled and whole batches parsed at a time. Either way the order depends on seed and
-epoch alone, so that a training that was killed goes on with the very batches it would have seen.
+A split that fits in memory is read and parsed once; an epoch is then a permutation of its rows, gathered by batch.
+A larger one is streamed: records are shuffled and whole batches parsed at a time. Either way the order depends on seed
+and epoch alone, so that a training that was killed goes on with the very batches it would have seen.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class Config(Settings):
 def build_model(config: Config, contract: Contract, vocabulary_sizes: Mapping[str, int]) -> keras.Model:
     """The model that `config` describes, over the transformed features of `contract`.
 
-    The layer named `logit` is what training attaches its loss to; see `trainer.training.trainable`.
+    The layer named `logit` is what training attaches its loss to.
 
     Args:
         config: Architecture and sizes.
@@ -139,30 +139,34 @@ def build_model(config: Config, contract: Contract, vocabulary_sizes: Mapping[st
     """
     inputs = keras_inputs(contract)
     fields = build_fields(_used(contract, config), inputs, vocabulary_sizes, config)
-    if config.history == "target_attention" and fields.history is not None:
-        fields = _attend_history(fields)
-    weights = None
-    if config.modality == "attention" and fields.modalities is not None:
-        fields, weights = _fuse_modalities(fields)
-    build = BASELINES.get(config.architecture, _mhsa_crossing)
-    logit = keras.layers.Flatten(name="logit", dtype="float32")(build(fields, config))
+    baseline = BASELINES.get(config.architecture)
+    logit, weights = (baseline(fields, config), None) if baseline else _mhsa_crossing(fields, config)
+    logit = keras.layers.Flatten(name="logit", dtype="float32")(logit)
     outputs = {"score": tf.sigmoid(logit[:, 0])}
     if weights is not None:
         outputs["modality_weights"] = tf.cast(weights, tf.float32)
     return keras.Model(inputs, outputs, name=config.architecture)
 
 
-def _mhsa_crossing(fields: Fields, config: Config) -> tf.Tensor:
+def _mhsa_crossing(fields: Fields, config: Config) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Eq. 2-3: linear part plus DNN over concat(S, P), S from self-attention and P from attention crossing.
 
     Without self-attention the field vectors stand for S; without crossing there is no P; without the DNN the sum is
     w_S . S + w_P . P + b (eq. 1).
+
+    Returns:
+        The logit [B, 1], and the weights of modalities [B, M] where they are attended.
     """
-    representation = fields.vectors
-    for _ in range(config.attention.layers if config.attention else 0):
-        representation = MultiHeadSelfAttention(config.attention.heads, config.attention.width)(
-            (representation, fields.mask)
-        )
+    weights = None
+    if config.history == "target_attention" and fields.history is not None:
+        fields = _attend_history(fields)
+    if config.modality == "attention" and fields.modalities is not None:
+        fields, weights = _fuse_modalities(fields)
+    representation, attention = fields.vectors, config.attention
+    if attention is not None:
+        for _ in range(attention.layers):
+            layer = MultiHeadSelfAttention(attention.heads, attention.width)
+            representation = layer((representation, fields.mask))
     parts = [keras.layers.Flatten()(representation)]
     if config.crossing:
         pairs, _ = AttentionCrossing(config.crossing.width)((fields.vectors, fields.mask))
@@ -170,7 +174,7 @@ def _mhsa_crossing(fields: Fields, config: Config) -> tf.Tensor:
         parts.append(keras.layers.Dropout(config.crossing.dropout)(pooled))
     hidden = keras.layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
     logit = keras.layers.Dense(1)(perceptron(hidden, config.deep) if config.deep else hidden)
-    return keras.layers.Add()([logit, fields.linear]) if config.linear else logit
+    return keras.layers.Add()([logit, fields.linear]) if config.linear else logit, weights
 
 
 def _used(contract: Contract, config: Config) -> Contract:

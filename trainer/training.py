@@ -136,8 +136,8 @@ def fit(
 class Progress(keras.callbacks.Callback):
     """Validates after each epoch, keeps the best weights, stops early, records, and saves all that to resume.
 
-    Keras has callbacks for each of these, but its BackupAndRestore forgets what EarlyStopping knows (the best weights and
-    how long ago they were), so that a resumed training would end elsewhere than an uninterrupted one.
+    Keras has callbacks for each of these, but its BackupAndRestore forgets what EarlyStopping knows (the best weights
+    and how long ago they were), so that a resumed training would end elsewhere than an uninterrupted one.
     """
 
     def __init__(
