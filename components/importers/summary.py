@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.world import check, files, tables
-from transform.contract import Contract, ContractError
+from components.world import check, tables
+from transform.contract import Contract
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,5 @@ def check_and_write(
     Raises:
         ContractError: A table as a whole is wrong, see `components.world.check`.
     """
-    checked = check.check_tables(**data, contract=contract, now=int(time.time()) if now is None else now)
+    checked = check.check_tables(**data, contract=contract, now=check.clock(now))
     return write_world(out, checked, notes)
-
-
-def source_folder(source: str | None, expected: str) -> str:
-    """The folder to import from.
-
-    Args:
-        source: What the user gave.
-        expected: What it should hold, for the error.
-
-    Raises:
-        ContractError: None was given, or there is no such folder.
-    """
-    if source is None:
-        raise ContractError(f"expected --from DIR, a folder with {expected}: got none")
-    if not files.is_folder(source):
-        raise ContractError(f"{source}: expected a folder with {expected}: no such folder")
-    return source

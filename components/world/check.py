@@ -1,7 +1,8 @@
 """The check of a world: what is wrong with rows is quarantined and counted, what is wrong with a file stops.
 
 A row fault costs a row (a duplicate, an unknown user, a label that is NaN); a file fault means that the table is not
-what the contract is about (a missing column, a wrong type, every time in milliseconds), and no row of it can be trusted.
+what the contract is about (a missing column, a wrong type, every time in milliseconds), and no row of it can be
+trusted.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def check_world(world: str, contract: Contract, now: int | None = None) -> Check
     """Read the tables of a world and check them; arguments, result and errors as `check_tables`."""
     loaded = {table: tables.read_table(world, table, contract=contract) for table in CHECKED}
     sources = {table: ", ".join(tables.table_files(world, table)[:1]) for table in CHECKED}
-    return check_tables(**loaded, contract=contract, now=int(time.time()) if now is None else now, sources=sources)
+    return check_tables(**loaded, contract=contract, now=clock(now), sources=sources)
 
 
 def check_tables(
@@ -89,6 +90,11 @@ def check_tables(
     rejected = pa.concat_tables([REJECTED.empty_table(), *check.rejected])
     counts = dict(sorted(check.counts.items(), key=lambda item: -item[1]))
     return Checked(kept_users, kept_videos, kept, rejected, counts, check.notes)
+
+
+def clock(now: int | None) -> int:
+    """Unix seconds: those given, or of the clock."""
+    return int(time.time()) if now is None else now
 
 
 @dataclass

@@ -13,7 +13,8 @@ import csv
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,8 +126,8 @@ def shards(world: str, table: str) -> list[Shard]:
         if path.endswith(".csv"):
             found.append(Shard(path, None, -1))
             continue
-        with files.reading(path) as file:
-            metadata = _parquet(file, path).metadata
+        with files.reading(path) as file, _as_parquet(path):
+            metadata = pq.ParquetFile(file).metadata
             found += [Shard(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
     return found
 
@@ -222,18 +223,20 @@ def _read_file(
     with files.reading(path) as file:
         if path.endswith(".csv"):
             return _read_csv(file.read(), path, table, columns, contract)
-        parquet = _parquet(file, path)
-        wanted = _wanted(columns, parquet.schema_arrow.names, path)
-        data = parquet.read(wanted) if row_group is None else parquet.read_row_group(row_group, wanted)
+        with _as_parquet(path):
+            parquet = pq.ParquetFile(file)
+            wanted = _wanted(columns, parquet.schema_arrow.names, path)
+            data = parquet.read(wanted) if row_group is None else parquet.read_row_group(row_group, wanted)
     return conform(data.select(wanted), table, contract, path)
 
 
-def _parquet(file: object, path: str) -> pq.ParquetFile:
+@contextmanager
+def _as_parquet(path: str) -> Iterator[None]:
     try:
-        return pq.ParquetFile(file)
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise ContractError(
-            f"{path}: not a Parquet file ({error}): write it again, or name it .csv if it is CSV"
+            f"{path}: expected a whole Parquet file: {error}: write it again, or name it .csv if it is CSV"
         ) from error
 
 
