@@ -1,0 +1,1 @@
+"""What a run did, read from its records and written as one page."""

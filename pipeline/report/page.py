@@ -1,0 +1,191 @@
+"""The report: one HTML page about one run, which opens without a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.report import charts
+from pipeline.report.gates import number
+from pipeline.report.measured import OVERALL, Measured
+from pipeline.report.records import ModelRecords, RunRecords
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+
+# How a metric is called, where its bars begin and end (None: the largest value), and what it means.
+METRICS: dict[str, tuple[str, float, float | None, str]] = {
+    "auc": ("AUC", 0.5, 1, "chance that a positive is scored above a negative; bars begin at 0.5, a coin's throw"),
+    "logloss": ("Log loss", 0, None, "lower is better"),
+    "calibration": ("Calibration", 0, None, "mean score over share of positives; 1 is exact"),
+    "ndcg": ("NDCG", 0, 1, "order of each user's list, mean over users"),
+    "recall": ("Recall", 0, 1, "share of a user's positives among the first, mean over users"),
+}
+CURVES = (("loss", "Loss"), ("auc", "AUC"))
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of a table: its name, title, what it means and the axis of its bars."""
+
+    metric: str
+    title: str
+    meaning: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of a slice: text and exact value, its bar, the served model's value, and whether a gate failed."""
+
+    exact: float | None
+    text: str
+    served: str
+    bar: Markup
+    failed: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A slice of a table."""
+
+    name: str
+    examples: int | None
+    bar: Markup
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The slices that were cut by the same features."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+def write_report(run: RunRecords, path: str | Path) -> None:
+    """Write the page.
+
+    Args:
+        run: What to show; parts that the run never reached are said to be missing.
+        path: The HTML file; its folder is made if need be.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(run), encoding="utf-8")
+
+
+def render(run: RunRecords) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, percent=_percent, duration=_duration)
+    models = [_model(model) for model in run.models]
+    seconds = max((step.seconds for step in run.steps), default=0.0)
+    return environment.get_template("report.html.j2").render(
+        run=run, models=models, slowest=seconds, charts=charts, counts=list(_flat(run.counts))
+    )
+
+
+def _model(model: ModelRecords) -> dict[str, Any]:
+    columns = _columns(model.slices)
+    failed = {(gate.metric, gate.slice) for gate in model.gates if not gate.passed}
+    return {
+        "record": model,
+        "columns": columns,
+        "failed": [gate for gate in model.gates if not gate.passed],
+        "overall": next((s for s in model.slices if s.slice == OVERALL), None),
+        "groups": _groups(model.slices, columns, failed),
+        "charts": [chart for chart in _curves(model.curves) if chart],
+        "calibration": charts.lines("Calibration", {"candidate": model.calibration}, diagonal=True),
+    }
+
+
+def _columns(slices: Iterable[Measured]) -> list[Column]:
+    slices = list(slices)
+    names = list(dict.fromkeys(name for s in slices for name in s.metrics))
+    known = list(METRICS)
+    names.sort(key=lambda name: known.index(_stem(name)) if _stem(name) in known else len(known))
+    columns = []
+    for name in names:
+        title, low, high, meaning = METRICS.get(_stem(name), (_stem(name), 0.0, None, ""))
+        values = [v for s in slices for v in (s.candidate.get(name), s.baseline.get(name)) if v is not None]
+        top = max((v for v in values if v == v), default=1.0)
+        columns.append(
+            Column(name, title + name.removeprefix(_stem(name)), meaning, low, top if high is None else high)
+        )
+    return columns
+
+
+def _stem(name: str) -> str:
+    return name.partition("@")[0]
+
+
+def _groups(slices: Iterable[Measured], columns: list[Column], failed: set[tuple[str, str]]) -> list[Group]:
+    by_features: dict[tuple[str, ...], list[Measured]] = {}
+    for each in slices:
+        by_features.setdefault(each.features, []).append(each)
+    groups = []
+    for features, members in by_features.items():
+        most = max((m.examples or 0 for m in members), default=0)
+        rows = tuple(_row(m, columns, failed, most) for m in sorted(members, key=_order))
+        groups.append(Group(", ".join(features) or "all examples", rows))
+    return groups
+
+
+def _order(each: Measured) -> tuple[float, int, str]:
+    """Ranges like 1-5 and 21+ by their first number, everything else by size."""
+    leading = re.match(r"\d+", each.value)
+    return (float(leading[0]) if leading else 0.0, -(each.examples or 0), each.value)
+
+
+def _row(each: Measured, columns: list[Column], failed: set[tuple[str, str]], most: int) -> Row:
+    cells = tuple(_cell(each, column, (column.metric, each.name) in failed) for column in columns)
+    return Row(each.value or each.name, each.examples, charts.bar(each.examples or 0, 0, most), cells)
+
+
+def _cell(each: Measured, column: Column, failed: bool) -> Cell:
+    value, served = each.candidate.get(column.metric), each.baseline.get(column.metric)
+    bar = Markup("") if value is None else charts.bar(value, column.low, column.high, served)
+    return Cell(value, number(value), number(served), bar, failed)
+
+
+def _curves(epochs: Iterable[Mapping[str, float]]) -> Iterator[Markup]:
+    epochs = list(epochs)
+    for key, title in CURVES:
+        series = {"train": key, "valid": f"val_{key}"}
+        points = {
+            name: [(float(e["epoch"]), float(e[column])) for e in epochs if e.get(column) is not None]
+            for name, column in series.items()
+        }
+        yield charts.lines(f"{title} by epoch", {name: found for name, found in points.items() if found})
+    rates = [(float(e["epoch"]), float(e["rows_per_second"])) for e in epochs if e.get("rows_per_second") is not None]
+    yield charts.lines("Rows per second by epoch", {"train": rates})
+
+
+def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in counts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}: ")
+        else:
+            yield f"{prefix}{key}".replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{seconds:.1f} s" if seconds < 60 else f"{whole // 60} min {whole % 60} s"

@@ -1,0 +1,295 @@
+"""The records of a run, gathered from its folder: `run.json` says where each of them lies."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+import tensorflow_model_analysis as tfma
+from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
+
+from pipeline.report import measured
+from pipeline.report.gates import Gate, gates
+from transform.contract import ContractError
+
+SPLIT_ORDER = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of the pipeline.
+
+    Attributes:
+        name: What it is called.
+        seconds: How long it took.
+        cached: Whether its outputs are an earlier run's.
+        rows: Rows it made, if it counts any.
+    """
+
+    name: str
+    seconds: float
+    cached: bool = False
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Anomaly:
+    """What TFDV found wrong with one feature of one split."""
+
+    split: str
+    feature: str
+    short: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Rows of the world that were set aside for one reason; `example` is the content of the first."""
+
+    table: str
+    reason: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """One feature of one split in brief.
+
+    Attributes:
+        name: Feature name.
+        kind: `text` or `number`.
+        missing: Share of examples without any value.
+        values: Values an example on average.
+        description: Its distribution in words.
+        histogram: Heights of its distribution, most frequent values first for text; empty if unknown.
+    """
+
+    name: str
+    kind: str
+    missing: float
+    values: float
+    description: str
+    histogram: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitStatistics:
+    """What TFDV counted in one split."""
+
+    split: str
+    rows: int
+    features: tuple[FeatureStatistics, ...]
+
+
+@dataclass(frozen=True)
+class ModelRecords:
+    """What was measured of one model.
+
+    Attributes:
+        name: The model's name in the run's configuration.
+        served_version: The version that was pushed; empty if it was refused.
+        slices: Metrics of all examples, then by slice; empty if the run ended before.
+        gates: What it had to reach, failed ones first.
+        calibration: (mean score, share of positives) over ranges of the score.
+        curves: One entry an epoch, as Trainer wrote it.
+    """
+
+    name: str
+    served_version: str = ""
+    slices: tuple[measured.Measured, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    calibration: tuple[tuple[float, float], ...] = ()
+    curves: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """Everything the report shows.
+
+    Attributes:
+        id: The run.
+        world: Folder of the tables it read.
+        outcome: pushed, refused or failed.
+        started: Unix seconds.
+        finished: Unix seconds.
+        error: Why it failed.
+        steps: The nodes in the order they ran.
+        models: The models it trained.
+        statistics: By split.
+        anomalies: Of all splits.
+        validated: Whether the data was held against the schema at all.
+        counts: What ImpressionExampleGen counted.
+        rejected: Rows that never became examples.
+        config: The run's configuration.
+    """
+
+    id: str
+    world: str
+    outcome: str
+    started: float
+    finished: float
+    error: str = ""
+    steps: tuple[Step, ...] = ()
+    models: tuple[ModelRecords, ...] = ()
+    statistics: tuple[SplitStatistics, ...] = ()
+    anomalies: tuple[Anomaly, ...] = ()
+    validated: bool = False
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    rejected: tuple[Rejected, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def started_utc(self) -> str:
+        """When the run began, for people."""
+        return datetime.fromtimestamp(self.started, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def load(run_dir: str | Path) -> RunRecords:
+    """Read the records of a run.
+
+    Args:
+        run_dir: A run's folder; or a folder of runs, of which the newest is taken.
+
+    Raises:
+        ContractError: There is no run in the folder, or its record cannot be read.
+    """
+    run = _read_run(_newest(Path(run_dir)))
+    artifacts = run.get("artifacts", {})
+    data: dict[str, str] = next(iter(artifacts.values()), {})
+    steps = tuple(Step(s["name"], s["seconds"], s.get("cached", False), s.get("rows")) for s in run.get("steps", []))
+    return RunRecords(
+        id=run["id"],
+        world=run["world"],
+        outcome=run["outcome"],
+        started=run["started"],
+        finished=run["finished"],
+        error=run.get("error", ""),
+        steps=steps,
+        models=tuple(_model(name, uris, run) for name, uris in artifacts.items()),
+        statistics=_statistics(data.get("statistics")),
+        anomalies=_anomalies(data.get("anomalies")),
+        validated="anomalies" in data,
+        counts=_read_json(f"{data['examples']}/summary.json") or {} if "examples" in data else {},
+        rejected=_rejected(run["world"]),
+        config=run.get("config", {}),
+    )
+
+
+def _newest(folder: Path) -> Path:
+    if (folder / "run.json").is_file():
+        return folder / "run.json"
+    found = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ContractError(
+            f"no run in {folder}: expected a run.json in it or one level below; `shortlist run` writes it"
+        )
+    return found[-1]
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("id", "world", "outcome", "started", "finished"):
+            run[key]
+    except (ValueError, KeyError) as error:
+        raise ContractError(f"{path}: expected the record of a run, got {error!r}: run the pipeline again") from error
+    return run
+
+
+def _model(name: str, uris: Mapping[str, str], run: Mapping[str, Any]) -> ModelRecords:
+    curves = _read_json(f"{uris['model_run']}/history.json") if "model_run" in uris else None
+    version = run.get("served_version", {}).get(name, "")
+    if "evaluation" not in uris:
+        return ModelRecords(name, version, curves=tuple(curves or ()))
+    uri = uris["evaluation"]
+    config = tfma.load_eval_result(uri).config
+    return ModelRecords(
+        name=name,
+        served_version=version,
+        slices=tuple(measured.measured(uri, config)),
+        gates=tuple(gates(uri)),
+        calibration=tuple(measured.calibration(uri, config)),
+        curves=tuple(curves or ()),
+    )
+
+
+def _read(path: str) -> bytes:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content: bytes = file.read()
+    return content
+
+
+def _read_json(path: str) -> Any:
+    return json.loads(_read(path)) if tf.io.gfile.exists(path) else None
+
+
+def _splits(uri: str | None, name: str) -> list[tuple[str, bytes]]:
+    """(split, content) of a file that every split of an artifact has, in the order of time."""
+    paths = tf.io.gfile.glob(f"{uri}/Split-*/{name}") if uri else []
+    found = [(path.split("/")[-2].removeprefix("Split-"), _read(path)) for path in paths]
+    return sorted(found, key=lambda entry: (SPLIT_ORDER.index(entry[0]) if entry[0] in SPLIT_ORDER else 9, entry[0]))
+
+
+def _anomalies(uri: str | None) -> tuple[Anomaly, ...]:
+    found = []
+    for split, content in _splits(uri, "SchemaDiff.pb"):
+        proto = anomalies_pb2.Anomalies.FromString(content)
+        for feature, info in sorted(proto.anomaly_info.items()):
+            found.append(Anomaly(split, feature, info.short_description, info.description))
+        if proto.HasField("dataset_anomaly_info"):
+            info = proto.dataset_anomaly_info
+            found.append(Anomaly(split, "(all)", info.short_description, info.description))
+    return tuple(found)
+
+
+def _statistics(uri: str | None) -> tuple[SplitStatistics, ...]:
+    found = []
+    for split, content in _splits(uri, "FeatureStats.pb"):
+        dataset = statistics_pb2.DatasetFeatureStatisticsList.FromString(content).datasets[0]
+        features = tuple(_feature(f, dataset.num_examples) for f in dataset.features)
+        found.append(SplitStatistics(split, int(dataset.num_examples), features))
+    return tuple(found)
+
+
+def _feature(proto: Any, examples: int) -> FeatureStatistics:
+    name = proto.name or ".".join(proto.path.step)
+    stats = proto.num_stats if proto.HasField("num_stats") else proto.string_stats
+    common = stats.common_stats
+    # TFDV counts an example as present when it has a value list at all; an empty list is missing as well here.
+    missing = 1 - common.num_non_missing / examples if examples else 0.0
+    describe = _number if proto.HasField("num_stats") else _text
+    kind = "number" if proto.HasField("num_stats") else "text"
+    return FeatureStatistics(name, kind, missing, common.avg_num_values, *describe(stats))
+
+
+def _number(stats: Any) -> tuple[str, tuple[float, ...]]:
+    words = f"mean {stats.mean:.4g}, from {stats.min:.4g} to {stats.max:.4g}, median {stats.median:.4g}"
+    nan = sum(h.num_nan for h in stats.histograms[:1])
+    if nan:
+        words += f", {nan:,.0f} not given"
+    standard = [h for h in stats.histograms if h.type == statistics_pb2.Histogram.STANDARD]
+    return words, tuple(b.sample_count for b in standard[0].buckets) if standard else ()
+
+
+def _text(stats: Any) -> tuple[str, tuple[float, ...]]:
+    top = ", ".join(f"{value.value or '(empty)'} ({value.frequency:,.0f})" for value in stats.top_values[:3])
+    return f"{stats.unique:,} different; {top}", tuple(v.frequency for v in stats.top_values[:10])
+
+
+def _rejected(world: str) -> tuple[Rejected, ...]:
+    path = f"{world}/rejected.parquet"
+    if not tf.io.gfile.exists(path):
+        return ()
+    rows = pq.read_table(pa.BufferReader(_read(path)), columns=["table", "reason", "content"]).to_pylist()
+    counts = Counter((row["table"], row["reason"]) for row in rows)
+    first = {(row["table"], row["reason"]): row["content"] for row in reversed(rows)}
+    return tuple(Rejected(*key, count, first[key]) for key, count in counts.most_common())
