@@ -1,0 +1,121 @@
+"""From a PredictRequest to a PredictResponse: check against the signature, run, encode.
+
+Checks, their order and their wording follow TensorFlow Serving, so that a client cannot tell the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+import tensorflow as tf
+from google.protobuf.message import DecodeError, EncodeError
+from tensorflow_serving.apis import predict_pb2
+
+from serving import tensors
+from serving.model_server.errors import RequestError, from_tensorflow, invalid
+from serving.model_server.models import DEFAULT_SIGNATURE, Servable, Signature
+
+_STRING_BYTES = 24  # what one string takes in a tensor, before its content
+
+
+def predict(servable: Servable, request: Any) -> Any:
+    """Answers a PredictRequest from a loaded model.
+
+    Args:
+        servable: The version that the request's ModelSpec asks for.
+        request: tensorflow.serving.PredictRequest.
+
+    Returns:
+        tensorflow.serving.PredictResponse, with the outputs of `output_filter`, or all.
+
+    Raises:
+        RequestError: The request does not fit the signature, or the model refused it.
+    """
+    signature = servable.signature(request.model_spec.signature_name)
+    _check_names(request.inputs, signature)
+    wanted = _wanted(request.output_filter, signature)
+    inputs = {
+        name: _tensor(request.inputs[name], name, position, spec)
+        for position, (name, spec) in enumerate(signature.inputs.items())
+    }
+    try:
+        outputs = signature.call(**inputs)
+    except tf.errors.OpError as error:
+        raise from_tensorflow(error.error_code, error.message) from error
+    except UnicodeDecodeError as error:
+        # TensorFlow's bindings cannot raise a message that quotes bytes of the request, and the code is lost with it.
+        quoted = error.object.decode(errors="backslashreplace")
+        raise from_tensorflow(tf.errors.INVALID_ARGUMENT, quoted) from error
+    response = predict_pb2.PredictResponse()
+    response.model_spec.name = servable.name
+    response.model_spec.version.value = servable.version
+    response.model_spec.signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    for name in wanted:
+        _put(response.outputs[name], name, outputs[name])
+    return response
+
+
+def _check_names(inputs: Mapping[str, Any], signature: Signature) -> None:
+    sent, expected = sorted(inputs), sorted(signature.inputs)
+    if len(sent) != len(expected):
+        extra = ",".join(sorted(set(sent) - set(expected)))
+        missing = ",".join(sorted(set(expected) - set(sent)))
+        raise invalid(
+            f"input size does not match signature: {len(sent)}!={len(expected)} len({{{','.join(sent)}}}) != "
+            f"len({{{','.join(expected)}}}). Sent extra: {{{extra}}}. Missing but required: {{{missing}}}."
+        )
+    for name in sent:
+        if name not in signature.inputs:
+            raise invalid(
+                f"input tensor alias not found in signature: {name}. "
+                f"Inputs expected to be in the set {{{','.join(expected)}}}."
+            )
+
+
+def _wanted(output_filter: Sequence[str], signature: Signature) -> Sequence[str]:
+    for index, name in enumerate(output_filter):
+        if name not in signature.outputs:
+            raise invalid(
+                f"output tensor alias not found in signature: {name} "
+                f"Outputs expected to be in the set {{{','.join(signature.outputs)}}}."
+            )
+        if name in output_filter[:index]:
+            raise invalid(f"duplicate output tensor alias: {name}")
+    return output_filter or signature.outputs
+
+
+def _tensor(proto: Any, name: str, position: int, spec: tf.TensorSpec) -> tf.Tensor:
+    if proto.dtype != spec.dtype.as_datatype_enum:
+        raise invalid(
+            f"Expects arg[{position}] to be {spec.dtype.name} but {tensors.dtype_name(proto.dtype)} is provided "
+            f"(input {name})"
+        )
+    try:
+        count = tensors.element_count(proto)
+    except ValueError as error:
+        raise invalid(f"tensor parsing error: {name}: {error}") from error
+    shape = tf.TensorShape([dimension.size for dimension in proto.tensor_shape.dim])
+    if not spec.shape.is_compatible_with(shape):
+        raise invalid(f"input {name} has incompatible shape {_print(shape)}: expected {_print(spec.shape)}")
+    # One value may stand for a whole tensor, so that a few bytes could ask for all the memory there is.
+    if count * (spec.dtype.size or _STRING_BYTES) > tensors.MAX_MESSAGE_BYTES:
+        raise invalid(f"input {name} of shape {_print(shape)} is larger than {tensors.MAX_MESSAGE_BYTES} bytes")
+    try:
+        return tf.io.parse_tensor(proto.SerializeToString(), spec.dtype)
+    except (tf.errors.OpError, DecodeError, EncodeError) as error:
+        raise invalid(f"tensor parsing error: {name}") from error
+
+
+def _print(shape: tf.TensorShape) -> str:
+    if shape.rank is None:
+        return "[?]"
+    return f"[{','.join('-1' if size is None else str(size) for size in shape.as_list())}]"
+
+
+def _put(proto: Any, name: str, output: Any) -> None:
+    try:
+        tensors.fill(proto, output.numpy())
+    except (ValueError, AttributeError) as error:  # a ragged or sparse output has no array
+        raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"output {name} cannot be sent: {error}") from error

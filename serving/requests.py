@@ -1,0 +1,165 @@
+"""Rows of raw features, checked against the contract and encoded as the tf.Examples that `serving_default` takes.
+
+A missing feature (absent, or None) is left out; the model's parse spec answers it with its default. Histories, ids and
+texts longer than `max_length` are sent whole: the graph cuts them (a history keeps its last entries, the others their
+first), as it does in training, so that there is one place that decides.
+
+No TensorFlow operation runs here; only its messages are used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from tensorflow_serving.apis import input_pb2
+
+from transform.contract import Contract, ContractError, Feature, Kind
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def to_example(row: Mapping[str, Any], contract: Contract) -> bytes:
+    """One row as a serialized tf.Example.
+
+    Args:
+        row: Feature name to value: `str` (or `int`) for kind id, `str` for text, a list of them for ids and history, a
+            finite number for number, a list of `dimension` finite numbers for vector; None is as good as absent.
+        contract: What the model was trained on; its inputs are the features a row may have.
+
+    Raises:
+        ContractError: An unknown feature, or a value that does not fit its kind.
+    """
+    return _encode(row, _inputs(contract), contract, "row")
+
+
+def to_examples(rows: Iterable[Mapping[str, Any]], contract: Contract) -> list[bytes]:
+    """Every row as `to_example` encodes it; errors name the row's index, from 0."""
+    inputs = _inputs(contract)
+    return [_encode(row, inputs, contract, f"row {index}") for index, row in enumerate(rows)]
+
+
+def _inputs(contract: Contract) -> dict[str, Feature]:
+    return {feature.name: feature for feature in contract.inputs}
+
+
+def _encode(row: Mapping[str, Any], inputs: Mapping[str, Feature], contract: Contract, where: str) -> bytes:
+    if not isinstance(row, Mapping):
+        raise ContractError(f"{where}: expected a mapping of feature names to values, got {_got(row)}")
+    example = input_pb2.ExampleList().examples.add()
+    for name, value in row.items():
+        if name not in inputs:
+            raise ContractError(f"{where}: {_unknown(name, inputs, contract)}")
+        if value is None:
+            continue
+        try:
+            _put(example.features.feature[name], value, inputs[name])
+        except _MisfitError as misfit:
+            raise ContractError(f"{where}, feature {name!r}: {misfit}") from None
+    return bytes(example.SerializeToString(deterministic=True))
+
+
+class _MisfitError(ValueError):
+    """What is wrong with one value; `_encode` says where."""
+
+
+def _unknown(name: Any, inputs: Mapping[str, Feature], contract: Contract) -> str:
+    for feature in contract.features:
+        if feature.name == name:
+            return f"{name!r} has role {feature.role.value} and is no input of a model: leave it out"
+    close = difflib.get_close_matches(str(name), list(inputs), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(inputs)}"
+    return f"contract {contract.name!r} has no feature {name!r}: {hint}"
+
+
+def _put(message: Any, value: Any, feature: Feature) -> None:
+    if feature.kind is Kind.NUMBER:
+        message.float_list.value.append(_number(value, feature))
+    elif feature.kind is Kind.VECTOR:
+        message.float_list.value.extend(_vector(value, feature))
+    elif feature.kind is Kind.TEXT:
+        message.bytes_list.value.append(_text(value))
+    elif feature.kind is Kind.ID:
+        message.bytes_list.value.append(_id(value))
+    else:
+        message.bytes_list.value.extend(_ids(value))
+
+
+def _id(value: Any) -> bytes:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value)).encode()
+    if not isinstance(value, (str, bytes)):
+        raise _MisfitError(f"expected an id (a string, or an int), got {_got(value)}")
+    return _utf8(value)
+
+
+def _text(value: Any) -> bytes:
+    if not isinstance(value, (str, bytes)):
+        raise _MisfitError(f"expected a text (one string), got {_got(value)}")
+    return _utf8(value)
+
+
+def _utf8(value: str | bytes) -> bytes:
+    try:
+        if isinstance(value, bytes):
+            value.decode()
+            return value
+        return value.encode()
+    except UnicodeError:
+        raise _MisfitError(f"expected UTF-8, got {_got(value)}: decode it with its own encoding first") from None
+
+
+def _list(value: Any, of: str) -> list[Any]:
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return list(value)
+    if not isinstance(value, (list, tuple)):
+        raise _MisfitError(f"expected a list of {of}, got {_got(value)}")
+    return list(value)
+
+
+def _ids(value: Any) -> list[bytes]:
+    return [_entry(position, item, _id) for position, item in enumerate(_list(value, "ids"))]
+
+
+def _entry(position: int, item: Any, encode: Callable[[Any], Any]) -> Any:
+    try:
+        return encode(item)
+    except _MisfitError as misfit:
+        raise _MisfitError(f"entry {position}: {misfit}") from None
+
+
+def _number(value: Any, feature: Feature) -> float:
+    number = _finite(value)
+    if feature.minimum is not None and number < feature.minimum:
+        raise _MisfitError(f"expected at least {feature.minimum:g}, got {number:g}")
+    if feature.maximum is not None and number > feature.maximum:
+        raise _MisfitError(f"expected at most {feature.maximum:g}, got {number:g}")
+    return number
+
+
+def _vector(value: Any, feature: Feature) -> list[float]:
+    numbers = _list(value, "numbers")
+    if len(numbers) != feature.dimension:
+        raise _MisfitError(f"expected {feature.dimension} numbers, got {len(numbers)}")
+    return [_entry(position, item, _finite) for position, item in enumerate(numbers)]
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise _MisfitError(f"expected a number, got {_got(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= _FLOAT32_MAX:
+        raise _MisfitError(f"expected a finite 32-bit float, got {_got(value)}: leave the feature out if it is missing")
+    return number
+
+
+def _got(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 40 else text[:40] + '...'}"
