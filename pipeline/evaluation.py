@@ -77,14 +77,11 @@ def _metric(
 ) -> tfma.MetricConfig:
     config = tfma.MetricConfig(class_name=class_name, config=f'{{{extra}"name": "{name}"}}', module=module)
     for gate in (gate for gate in gates if gate.metric == name):
-        if not gate.slices:
-            config.threshold.CopyFrom(_threshold(gate))
-        for feature in gate.slices:
-            config.per_slice_thresholds.append(
-                tfma.PerSliceMetricThreshold(
-                    slicing_specs=[tfma.SlicingSpec(feature_keys=[feature])], threshold=_threshold(gate)
-                )
-            )
+        # TFMA would check a plain `threshold` on every slice; an empty spec is all examples together.
+        specs = [tfma.SlicingSpec(feature_keys=[feature]) for feature in gate.slices] or [tfma.SlicingSpec()]
+        config.per_slice_thresholds.extend(
+            tfma.PerSliceMetricThreshold(slicing_specs=[spec], threshold=_threshold(gate)) for spec in specs
+        )
     return config
 
 

@@ -24,7 +24,9 @@ def configured(*gates: Gate, slices: tuple[str, ...] = ()) -> tfma.EvalConfig:
 
 
 def test_floor_and_change_of_a_rising_metric():
-    threshold = metric(configured(Gate(metric="auc", at_least=0.7, change=0.01)), "auc").threshold
+    (bound,) = metric(configured(Gate(metric="auc", at_least=0.7, change=0.01)), "auc").per_slice_thresholds
+    assert list(bound.slicing_specs) == [tfma.SlicingSpec()]  # all examples together, and no slice
+    threshold = bound.threshold
     assert threshold.value_threshold.lower_bound.value == pytest.approx(0.7)
     assert not threshold.value_threshold.HasField("upper_bound")
     assert threshold.change_threshold.direction == tfma.MetricDirection.HIGHER_IS_BETTER
@@ -32,7 +34,8 @@ def test_floor_and_change_of_a_rising_metric():
 
 
 def test_ceiling_and_change_of_a_falling_metric():
-    threshold = metric(configured(Gate(metric="logloss", at_most=0.6, change=0.02)), "logloss").threshold
+    (bound,) = metric(configured(Gate(metric="logloss", at_most=0.6, change=0.02)), "logloss").per_slice_thresholds
+    threshold = bound.threshold
     assert threshold.value_threshold.upper_bound.value == pytest.approx(0.6)
     assert threshold.change_threshold.direction == tfma.MetricDirection.LOWER_IS_BETTER
     assert threshold.change_threshold.absolute.value == pytest.approx(0.02)
