@@ -52,7 +52,7 @@ def make_folder(path: str) -> None:
 def reading(path: str) -> Iterator[BinaryIO]:
     """The file, open for random-access reading."""
     if is_remote(path):
-        with io.BufferedReader(cast(io.RawIOBase, _Remote(path)), buffer_size=_CHUNK) as file:
+        with io.BufferedReader(_Remote(path, "rb"), buffer_size=_CHUNK) as file:
             yield cast(BinaryIO, file)
     else:
         with open(path, "rb") as file:
@@ -63,10 +63,14 @@ def reading(path: str) -> Iterator[BinaryIO]:
 def writing(path: str) -> Iterator[BinaryIO]:
     """A file that appears under its name only when it is complete."""
     partial = f"{path}.partial"
-    opener: Any = _gfile().GFile if is_remote(path) else open
-    with opener(partial, "wb") as file:
-        yield file
-    _gfile().rename(partial, path, overwrite=True) if is_remote(path) else os.replace(partial, path)
+    if is_remote(path):
+        with io.BufferedWriter(_Remote(partial, "wb"), buffer_size=_CHUNK) as remote:
+            yield cast(BinaryIO, remote)
+        _gfile().rename(partial, path, overwrite=True)
+    else:
+        with open(partial, "wb") as local:
+            yield local
+        os.replace(partial, path)
 
 
 def identity(path: str) -> str:
@@ -82,16 +86,20 @@ def identity(path: str) -> str:
 
 
 class _Remote(io.RawIOBase):
-    """A GFile as a Python raw file, which is what pyarrow reads from."""
+    """A GFile as a Python raw file, which is what pyarrow reads from and writes to."""
 
-    def __init__(self, path: str) -> None:
-        self._file = _gfile().GFile(path, "rb")
+    def __init__(self, path: str, mode: str) -> None:
+        self._file = _gfile().GFile(path, mode)
+        self._reads = mode == "rb"
 
     def readable(self) -> bool:
-        return True
+        return self._reads
+
+    def writable(self) -> bool:
+        return not self._reads
 
     def seekable(self) -> bool:
-        return True
+        return self._reads
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._file.seek(offset, whence)
@@ -100,6 +108,10 @@ class _Remote(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
+        return len(data)
+
+    def write(self, data: Any) -> int:
+        self._file.write(bytes(data))
         return len(data)
 
     def close(self) -> None:

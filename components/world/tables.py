@@ -166,11 +166,8 @@ def table_files(world: str, table: str) -> list[str]:
     """
     if not files.is_folder(world):
         raise ContractError(f"{world}: expected a world, a folder with users, videos and interactions: no such folder")
-    single = [files.join(world, f"{table}{suffix}") for suffix in (".parquet", ".csv")]
-    forms = [[path] for path in single if files.is_file(path)]
-    folder = files.join(world, table)
-    if files.is_folder(folder):
-        forms.append([files.join(folder, name) for name in files.names(folder) if name.endswith(".parquet")])
+    present = set(files.names(world))  # one listing: remote file systems are asked once
+    forms = [_form(files.join(world, name)) for name in (f"{table}.parquet", f"{table}.csv", table) if name in present]
     if len(forms) > 1:
         raise ContractError(
             f"{world}: the table {table} is there more than once ({', '.join(f[0] for f in forms if f)}): keep one"
@@ -181,6 +178,13 @@ def table_files(world: str, table: str) -> list[str]:
             f"expected {table}.parquet, {table}.csv or a folder {table}/ of .parquet parts"
         )
     return forms[0]
+
+
+def _form(path: str) -> list[str]:
+    """A file, or the parts in a folder (Spark calls it `users.parquet` too)."""
+    if files.is_file(path):
+        return [path]
+    return [files.join(path, name) for name in files.names(path) if name.endswith(".parquet")]
 
 
 def conform(data: pa.Table, table: str, contract: Contract | None = None, where: str = "") -> pa.Table:
@@ -286,9 +290,12 @@ def _csv_header(content: bytes, path: str) -> list[str]:
             f"{path}, line {line}: expected UTF-8 text, got the byte {bad!r}: convert the file "
             "(for Latin-1: iconv -f latin1 -t utf-8)"
         ) from error
-    header = next(csv.reader(text[: 1 << 16].splitlines()), [])
-    if "\0" in text[: 1 << 16] or not header:
-        raise ContractError(f"{path}: expected CSV with a header line, got {'no text' if header else 'an empty file'}")
+    start = text[: 1 << 16]
+    header = [] if "\0" in start else next(csv.reader(start.splitlines()), [])
+    if not header:
+        raise ContractError(
+            f"{path}: expected CSV with a header line, got {'binary data' if start else 'an empty file'}"
+        )
     return header
 
 
