@@ -106,7 +106,7 @@ def fit(
     steps = config.steps or train.rows // batch_size
     with _precision(config), strategy.scope():
         model = build()
-        trainable = keras.Model(model.inputs, model.get_layer("logit").output)
+        trainable = _Trainable(model.inputs, model.get_layer("logit").output)
         trainable.compile(
             optimizer=_optimizer(config),
             loss=keras.losses.BinaryCrossentropy(from_logits=True),
@@ -131,6 +131,16 @@ def fit(
     best.set_weights(progress.best_weights)
     progress.clear()
     return best
+
+
+class _Trainable(keras.Model):
+    """Keras's own steps without AutoGraph: nothing in them needs it, and converting all of tf_keras takes 10 s or more.
+
+    AutoGraph leaves Keras alone where it is called `keras`; it does not know the package `tf_keras`.
+    """
+
+    train_step = tf.autograph.experimental.do_not_convert(keras.Model.train_step)
+    predict_step = tf.autograph.experimental.do_not_convert(keras.Model.predict_step)
 
 
 class Progress(keras.callbacks.Callback):
