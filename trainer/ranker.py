@@ -9,13 +9,19 @@ B batch, N fields, D embedding width, M modalities.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import tensorflow as tf
+import tensorflow_transform as tft
 from pydantic import Field, field_validator
 
 from trainer.baselines import acf, afm, autoint, dcn, deep_fm, embedding_mlp, fm, lr, wide_and_deep
+from trainer.data import read
+from trainer.export import export
 from trainer.inputs import Fields, build_fields, is_modality, is_social, keras_inputs
 from trainer.keras_version import keras
 from trainer.layers.attention_crossing import AttentionCrossing
@@ -24,7 +30,9 @@ from trainer.layers.perceptron import perceptron
 from trainer.layers.target_attention import TargetAttention
 from trainer.layers.user_guided_attention import UserGuidedAttention
 from trainer.settings import Settings
+from trainer.training import TrainingConfig, fit, is_chief, make_strategy
 from transform.contract import Contract, Kind
+from transform.impressions import vocabulary_sizes
 
 # name -> build(fields, config) giving the logit [B, 1]
 BASELINES: dict[str, Callable[[Fields, Config], tf.Tensor]] = {
@@ -203,3 +211,28 @@ def _fuse_modalities(fields: Fields) -> tuple[Fields, tf.Tensor]:
     vectors = keras.layers.Concatenate(axis=1)([tf.gather(fields.vectors, kept, axis=1), fused[:, tf.newaxis]])
     mask = keras.layers.Concatenate(axis=1)([tf.gather(fields.mask, kept, axis=1), present])
     return fields._replace(vectors=vectors, mask=mask), weights
+
+
+def run_fn(fn_args: Any) -> None:
+    """Trains and exports one ranking model: what TFX's Trainer calls, for the ranker and all baselines.
+
+    Args:
+        fn_args: TFX's FnArgs. `custom_config` holds `contract` (JSON), `model` and `training` (keys of `Config` and
+            `TrainingConfig`) and `checkpoint_dir` (where an unfinished training of the same inputs is kept).
+    """
+    given = fn_args.custom_config
+    contract = Contract.from_json(given["contract"])
+    config = Config.of(given.get("model", {}), "model")
+    training = TrainingConfig.of(given.get("training", {}), "training")
+    strategy = make_strategy(training)
+    transform_output = tft.TFTransformOutput(fn_args.transform_graph_path)
+    feature_spec = transform_output.transformed_feature_spec()
+    train = read(fn_args.train_files, feature_spec, contract, training.memory_bytes)
+    valid = read(fn_args.eval_files, feature_spec, contract, training.memory_bytes)
+    build = partial(build_model, config, contract, vocabulary_sizes(contract, transform_output))
+    # Only the very same work may be resumed: other data, features or settings start afresh.
+    same = json.dumps([given, fn_args.transform_graph_path, train.files, valid.files], sort_keys=True)
+    checkpoint_dir = f"{given['checkpoint_dir']}/{hashlib.sha256(same.encode()).hexdigest()[:16]}"
+    model = fit(build, train, valid, training, strategy, checkpoint_dir, fn_args.model_run_dir)
+    if is_chief():
+        export(model, contract, transform_output, fn_args.serving_model_dir)

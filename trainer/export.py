@@ -1,0 +1,87 @@
+"""One exporter for all ranking models: what is evaluated is what is served.
+
+B batch, M modalities. The SavedModel answers with three signatures, all written here by one inner function:
+
+- `serving_default`: `examples`, string [B], serialized tf.Examples of raw features, any of which may be missing;
+- `raw`: the same features as named tensors, so that models compose in one graph without parsing again: id and text
+  string [B], ids and history string [B, any] padded with '', number float [B] (NaN = missing), vector float [B, D]
+  (zeros = missing);
+- `transform_features`: `examples` to transformed features, for evaluation.
+
+The first two give `score` float [B] and, from models that choose among modalities, `modality_weights` float [B, M].
+Only ops of a stock TF Serving occur.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from trainer.keras_version import keras
+from transform.contract import Contract, Feature, Kind
+from transform.schema import parse_spec
+
+Tensors = dict[str, tf.Tensor]
+
+
+class _Serving(tf.Module):
+    """Holds what the signatures need, so that its variables, tables and files are saved."""
+
+    def __init__(self, model: keras.Model, contract: Contract, transform_output: tft.TFTransformOutput) -> None:
+        super().__init__()
+        self.model = model
+        self.tft_layer = transform_output.transform_features_layer()
+        self._contract = contract
+
+    def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
+        spec = parse_spec(self._contract)
+
+        def answer(raw: Tensors) -> Tensors:
+            return self.model(self._transform(raw), training=False)
+
+        def serving_default(examples: tf.Tensor) -> Tensors:
+            return answer(tf.io.parse_example(examples, spec))
+
+        def raw(**features: tf.Tensor) -> Tensors:
+            return answer({f.name: _sparse(f, features[f.name]) for f in self._contract.inputs})
+
+        def transform_features(examples: tf.Tensor) -> Tensors:
+            return self._transform(tf.io.parse_example(examples, spec))
+
+        examples = tf.TensorSpec([None], tf.string, "examples")
+        tensors = {f.name: _tensor_spec(f) for f in self._contract.inputs}
+        return {
+            "serving_default": tf.function(serving_default).get_concrete_function(examples),
+            "raw": tf.function(raw).get_concrete_function(**tensors),
+            "transform_features": tf.function(transform_features).get_concrete_function(examples),
+        }
+
+    def _transform(self, raw: Tensors) -> Tensors:
+        transformed = self.tft_layer(raw)
+        return {f.name: transformed[f.name] for f in self._contract.inputs}
+
+
+def export(model: keras.Model, contract: Contract, transform_output: tft.TFTransformOutput, directory: str) -> None:
+    """Writes the SavedModel of `model` with its preprocessing to `directory`.
+
+    Args:
+        model: From transformed features to `score`, as `trainer.ranker.build_model` makes it, computing in float32.
+        contract: The features.
+        transform_output: What Transform wrote.
+        directory: Where to; replaced if it exists.
+    """
+    serving = _Serving(model, contract, transform_output)
+    tf.saved_model.save(serving, directory, signatures=serving.signatures())
+
+
+def _tensor_spec(feature: Feature) -> tf.TensorSpec:
+    if feature.kind is Kind.VECTOR:
+        return tf.TensorSpec([None, feature.dimension], tf.float32, feature.name)
+    if feature.kind is Kind.NUMBER:
+        return tf.TensorSpec([None], tf.float32, feature.name)
+    return tf.TensorSpec([None, None] if feature.kind in (Kind.IDS, Kind.HISTORY) else [None], tf.string, feature.name)
+
+
+def _sparse(feature: Feature, values: tf.Tensor) -> tf.Tensor | tf.SparseTensor:
+    """Lists as preprocessing takes them: without the padding."""
+    return tf.sparse.from_dense(values) if feature.kind in (Kind.IDS, Kind.HISTORY) else values
