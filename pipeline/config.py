@@ -70,7 +70,7 @@ class Gate(_Strict):
 
 
 class ModelConfig(_Strict):
-    """One model of the run: `model` and `training` are checked by the model's own `Config` when it trains."""
+    """One model of the run: `model` and `training` are settings of its own, checked by `pipeline.models`."""
 
     model: dict[str, Any] = {}
     training: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from components.world import tables
 from pipeline import training_pipeline
 from pipeline.config import RunConfig
 from pipeline.errors import RunFailedError
+from pipeline.models import check_settings
 from transform import contract as contracts
 
 Outcome = Literal["pushed", "refused", "failed"]
@@ -82,6 +83,8 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         RunFailedError: A node failed.
     """
     contract = contracts.load(config.contract)
+    for name, model in config.models.items():
+        check_settings(name, model.model, model.training)
     folder = folder.resolve()
     at = training_pipeline.Locations(
         world=str(Path(world).resolve()) if "://" not in world else world,

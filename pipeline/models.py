@@ -5,7 +5,10 @@ Functions are named by dotted path, never by file, so that workers import them f
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,11 +18,15 @@ class ModelEntry:
     Attributes:
         preprocessing_fn: Dotted path of the function given to Transform.
         run_fn: Dotted path of the function given to Trainer.
+        settings: Dotted path of the class that checks `model:` of a run configuration.
+        training_settings: Dotted path of the class that checks `training:`.
         prediction_key: The output of `serving_default` that is evaluated.
     """
 
     preprocessing_fn: str
     run_fn: str
+    settings: str
+    training_settings: str
     prediction_key: str
 
 
@@ -27,6 +34,23 @@ MODELS: dict[str, ModelEntry] = {
     "ranker": ModelEntry(
         preprocessing_fn="transform.impressions.preprocessing_fn",
         run_fn="trainer.ranker.run_fn",
+        settings="trainer.ranker.Config",
+        training_settings="trainer.training.TrainingConfig",
         prediction_key="score",
     ),
 }
+
+
+def check_settings(name: str, model: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+    """Refuse settings of a model before anything runs, rather than when it comes to train.
+
+    Raises:
+        ContractError: An unknown key, or a value that does not fit.
+    """
+    entry = MODELS[name]
+    for dotted, values, where in (
+        (entry.settings, model, f"models.{name}.model"),
+        (entry.training_settings, training, f"models.{name}.training"),
+    ):
+        module, _, attribute = dotted.rpartition(".")
+        getattr(importlib.import_module(module), attribute).of(values, where)
