@@ -10,7 +10,7 @@ from tensorflow_data_validation.statistics import stats_impl
 from tensorflow_transform.tf_metadata import schema_utils
 from tfx_bsl.coders import example_coder
 
-from transform.contract import load, parse
+from transform.contract import BUILT_IN, load, parse
 from transform.schema import parse_spec, raw_schema
 
 CONTRACT = parse("""\
@@ -120,7 +120,7 @@ def test_bad_data_is_an_anomaly_of_its_feature(name: str, bad: Any):
     assert list(anomalies(rows)) == [name]
 
 
-@pytest.mark.parametrize("name", ["microvideo", "movielens"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
 def test_schema_covers_every_feature_of_the_built_in_contracts(name: str):
     contract = load(name)
     schema = raw_schema(contract)
