@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 
 Point = tuple[float, float]
 
-WIDTH, HEIGHT = 340, 200
+WIDTH, HEIGHT = 320, 190
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 28
 TICKS = 4
 
@@ -106,11 +106,15 @@ def _axes(x_range: Point, y_range: Point, integers: bool) -> str:
         y_value = y_range[0] + (y_range[1] - y_range[0]) * i / TICKS
         _, y = _at((x_range[0], y_value), x_range, y_range)
         marks.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        marks.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{y_value:.4g}</text>')
+        marks.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(y_value)}</text>')
     for x_value in _x_ticks(x_range, integers):
         x, _ = _at((x_value, y_range[0]), x_range, y_range)
         marks.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{x_value:g}</text>')
     return "".join(marks)
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _x_ticks(x_range: Point, integers: bool) -> list[float]:

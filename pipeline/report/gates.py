@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tensorflow_model_analysis as tfma
 
-from pipeline.report.measured import Measured, baseline_name, measured, metric_name, slice_key, slice_name
+from pipeline.report.measured import Measured, baseline_name, evaluated, measured, metric_name, slice_key, slice_name
 
 Failures = set[tuple[Any, ...]]
 
@@ -81,11 +81,11 @@ def gates(evaluation_uri: str) -> list[Gate]:
     Returns:
         The gates; empty if the evaluation had no thresholds.
     """
-    config = tfma.load_eval_result(evaluation_uri).config
+    config = evaluated(evaluation_uri)
     thresholds = tfma.metrics.metric_thresholds_from_metrics_specs(config.metrics_specs, eval_config=config)
     if not thresholds:
         return []
-    slices = measured(evaluation_uri, config)
+    slices = measured(evaluation_uri)
     failures = _failures(tfma.load_validation_result(evaluation_uri))
     served = baseline_name(config)
     found = [
@@ -114,7 +114,7 @@ def _gates(key: Any, spec: Any, threshold: Any, slices: list[Measured], failures
 def _verdicts(metric: str, measured_slice: Measured, bounds: list[_Bound], failed: bool) -> Iterator[Gate]:
     got, baseline = measured_slice.candidate.get(metric), measured_slice.baseline.get(metric)
     broken = [bound.broken_by(got, baseline) for bound in bounds]
-    if not any(broken):  # TFMA's own rounding decided: the whole threshold is to blame
+    if failed and not any(broken):  # TFMA's own rounding decided: the whole threshold is to blame
         broken = [True] * len(bounds)
     for bound, is_broken in zip(bounds, broken, strict=True):
         needed = bound.needed(baseline)

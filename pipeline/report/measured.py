@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import tensorflow_model_analysis as tfma
@@ -70,31 +71,37 @@ def metric_name(key: Any) -> str:
     return f"{key.name}@{key.sub_key.top_k.value}" if key.sub_key.HasField("top_k") else str(key.name)
 
 
+@lru_cache(maxsize=16)  # TFMA has no way to read the configuration alone, and reading all of it takes a while
+def evaluated(evaluation_uri: str) -> tfma.EvalConfig:
+    """What an evaluation was asked to do: models, metrics, slices, thresholds."""
+    return tfma.load_eval_result(evaluation_uri).config
+
+
 def baseline_name(config: tfma.EvalConfig) -> str | None:
     """What the evaluation calls the model now served; None where it had none."""
     return next((spec.name for spec in config.model_specs if spec.is_baseline), None)
 
 
-def measured(evaluation_uri: str, config: tfma.EvalConfig) -> list[Measured]:
+def measured(evaluation_uri: str) -> list[Measured]:
     """Every slice of an evaluation, all examples first.
 
     Args:
         evaluation_uri: Folder of TFMA's output.
-        config: What was evaluated; it says which model is the baseline.
     """
-    served = baseline_name(config)
+    served = baseline_name(evaluated(evaluation_uri))
     slices = [_measured(record, served) for record in tfma.load_metrics(evaluation_uri)]
     return sorted((s for s in slices if s.candidate), key=lambda s: s.slice)
 
 
-def calibration(evaluation_uri: str, config: tfma.EvalConfig) -> list[tuple[float, float]]:
+def calibration(evaluation_uri: str) -> list[tuple[float, float]]:
     """(mean score, share of positives) of all examples in ten ranges of the score; empty if that was not recorded."""
+    served = baseline_name(evaluated(evaluation_uri))
     for record in tfma.load_plots(evaluation_uri):
         if slice_key(record.slice_key) != OVERALL:
             continue
         for entry in record.plot_keys_and_values:
             buckets = entry.value.calibration_histogram_buckets.buckets
-            if buckets and entry.key.model_name != baseline_name(config):
+            if buckets and (served is None or entry.key.model_name != served):
                 return _points(buckets)
     return []
 

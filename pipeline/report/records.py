@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
-import tensorflow_model_analysis as tfma
 from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
 
 from pipeline.report import measured
@@ -211,13 +210,12 @@ def _model(name: str, uris: Mapping[str, str], run: Mapping[str, Any]) -> ModelR
     if "evaluation" not in uris:
         return ModelRecords(name, version, curves=tuple(curves or ()))
     uri = uris["evaluation"]
-    config = tfma.load_eval_result(uri).config
     return ModelRecords(
         name=name,
         served_version=version,
-        slices=tuple(measured.measured(uri, config)),
+        slices=tuple(measured.measured(uri)),
         gates=tuple(gates(uri)),
-        calibration=tuple(measured.calibration(uri, config)),
+        calibration=tuple(measured.calibration(uri)),
         curves=tuple(curves or ()),
     )
 
