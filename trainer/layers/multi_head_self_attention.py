@@ -36,9 +36,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Makes W_Q, W_K, W_V and W_R side by side: one product instead of four."""
-        glorot = keras.initializers.VarianceScaling(mode="fan_avg", distribution="uniform")
         shape = [int(input_shape[0][-1]), self.heads * self.width]
-        self.kernels = [self.add_weight(f"kernel_{part}", shape, initializer=glorot) for part in "qkvr"]
+        self.kernels = [self.add_weight(f"kernel_{part}", shape, initializer="glorot_uniform") for part in "qkvr"]
         super().build(input_shape)
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:

@@ -219,3 +219,10 @@ def test_learns_that_two_signs_must_agree(name: str) -> None:
     model.compile(keras.optimizers.legacy.Adam(0.02), keras.losses.BinaryCrossentropy(from_logits=True))
     model.fit(vectors, labels, batch_size=64, epochs=12, verbose=0)
     assert np.mean((model.predict(vectors, verbose=0) > 0) == labels) > 0.95
+
+
+def test_autoint_starts_with_different_queries_keys_and_values() -> None:
+    # One initializer object used four times gives four times the same matrix.
+    kernels = [weight.numpy() for weight in _model(autoint.build, _fields()).weights if "kernel_" in weight.name]
+    assert len(kernels) == 4
+    assert not any(np.array_equal(a, b) for i, a in enumerate(kernels) for b in kernels[i + 1 :])
