@@ -1,0 +1,1 @@
+"""Interactions to leak-free, split tf.Examples."""

@@ -1,0 +1,381 @@
+"""What an impression may know: the point-in-time logic, columnar and free of Beam.
+
+An *event* is an interaction with user, video, time and label. Whatever an impression knows about the past (histories,
+counters, rates) comes from events of a strictly earlier second, so that two events of one second do not see each other.
+Events that yield no impression (neutral ones, and those whose user or video has no row in its table) happened all the
+same: they count for later impressions.
+
+Three steps, each over one partition or a whole small table: `prepare` the interactions, `with_videos` (needs all events
+of a video), `with_users` (needs all events of a user). Training runs them in Beam (`executor.py`); `serving_rows` runs
+them over the same events for a request, which is why both see equal features.
+
+Columns of the tables in between: user_id, video_id, at, label (1, 0, NaN = neutral), counted (it is an event), outcome
+(index into OUTCOMES), split (index into SPLITS), and features by their `source`. Letters: N rows, G groups.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from components.impression_example_gen import features
+from components.impression_example_gen.partitions import mix, single_array, stable_hash
+from components.world import files, tables
+from transform.contract import Contract, ContractError, Feature, Kind
+
+SPLITS = ("train", "valid", "test")
+OUTCOMES = ("impression", "neutral", "missing key", "missing label", "missing weight", "unknown video", "unknown user")
+IMPRESSION, NEUTRAL, MISSING_KEY, MISSING_LABEL, MISSING_WEIGHT, UNKNOWN_VIDEO, UNKNOWN_USER = range(len(OUTCOMES))
+HISTORY_BUCKETS = ("0", "1-5", "6-20", "21+")
+
+Ints = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """How impressions are divided.
+
+    Attributes:
+        by: "time": by two instants; "hash": by a stable hash of (user, video, at), for published protocols only.
+        train: Fraction, as `valid` and `test`; they add up to 1.
+        before: For "time": an impression is train before the first instant (unix seconds), else valid before the
+            second, else test.
+    """
+
+    by: str
+    train: float
+    valid: float
+    test: float
+    before: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def from_json(cls, text: str) -> Splits:
+        """The splits in a text such as `{"by": "time", "train": 0.8, "valid": 0.1, "test": 0.1}`.
+
+        Raises:
+            ContractError: Not of that form.
+        """
+        content = json.loads(text)
+        if set(content) != {"by", *SPLITS} or content["by"] not in ("time", "hash"):
+            raise ContractError(
+                f'splits: expected by ("time" or "hash"), train, valid and test, got {text}: mend the config'
+            )
+        train, valid, test = (float(content[name]) for name in SPLITS)
+        if min(train, valid, test) <= 0 or abs(train + valid + test - 1) > 1e-6:
+            raise ContractError(
+                f"splits: expected three fractions above 0 that add up to 1, got {text}: mend the config"
+            )
+        return cls(content["by"], train, valid, test)
+
+    def cut(self, first: int, width: int, counts: Ints) -> Splits:
+        """With the instants at which a histogram of all event times (bins of `width` seconds from `first`) is cut.
+
+        Each instant is the first edge with at least the wanted share of all rows before it.
+        """
+        wanted = np.array([self.train, self.train + self.valid]) * counts.sum()
+        edges = np.searchsorted(np.cumsum(counts), wanted - 1e-6) + 1
+        train, valid = (first + int(edge) * width for edge in edges)
+        return replace(self, before=(train, valid))
+
+    def assign(self, users: Array, videos: Array, at: Ints) -> npt.NDArray[np.int8]:
+        """The split of each row, given hashes of its user and video."""
+        if self.by == "time":
+            return np.searchsorted(np.array(self.before), at, side="right").astype(np.int8)
+        share = (mix(users, videos, at) >> np.uint64(11)) / float(1 << 53)
+        return np.searchsorted(np.array([self.train, self.train + self.valid]), share, side="right").astype(np.int8)
+
+
+def needed(contract: Contract, table: str) -> list[str]:
+    """The columns of a table that impressions are made of, the keys first."""
+    used = [feature.column for feature in contract.features if feature.table == table]
+    keys = {"interactions": ["user_id", "video_id", "at"], "users": ["user_id"], "videos": ["video_id"]}[table]
+    if table == "videos" and "derived.video_age_hours" in _sources(contract):
+        keys = [*keys, "published_at"]
+    return list(dict.fromkeys([*keys, *used]))
+
+
+def optional(contract: Contract, table: str) -> set[str]:
+    """Those of the `needed` columns that a world may lack."""
+    own = [f for f in contract.features if f.table == table]
+    required = {f.column for f in own if not f.optional} | {"user_id", "video_id", "at"}
+    return set(needed(contract, table)) - required
+
+
+def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Table:
+    """Interactions with label, outcome and split; every row of the table is still there."""
+    users, videos = (pc.fill_null(single_array(interactions[key]), "") for key in ("user_id", "video_id"))
+    at = pc.fill_null(single_array(interactions["at"]), 0).to_numpy()
+    raw = _numbers(interactions, contract.label)
+    keyed = pc.and_(pc.not_equal(users, ""), pc.not_equal(videos, "")).to_numpy(zero_copy_only=False)
+    keyed &= single_array(interactions["at"]).is_valid().to_numpy(zero_copy_only=False)
+    label = _label(raw, contract.label)
+    outcome = np.where(np.isnan(label), NEUTRAL, IMPRESSION).astype(np.int8)
+    used = {f"interactions.{f.column}": f for f in contract.features if f.table == "interactions"}
+    data = {
+        name: single_array(interactions[f.column]) for name, f in used.items() if f.column in interactions.column_names
+    }
+    if contract.weight is not None:
+        weight = _numbers(interactions, contract.weight)
+        weight[np.isnan(weight)] = np.nan if contract.weight.default is None else contract.weight.default
+        outcome[(outcome == IMPRESSION) & ~np.isfinite(weight)] = MISSING_WEIGHT
+        data[contract.weight.source] = pa.array(weight)
+    outcome[~np.isfinite(raw)] = MISSING_LABEL
+    outcome[~keyed] = MISSING_KEY
+    data[contract.label.source] = pa.array(label)
+    split = splits.assign(stable_hash(users), stable_hash(videos), at)
+    own = {"user_id": users, "video_id": videos, "at": at, "label": label, "outcome": outcome, "split": split}
+    return pa.table({**own, "counted": keyed & np.isfinite(raw), **data})
+
+
+def with_videos(events: pa.Table, videos: pa.Table | None, contract: Contract) -> pa.Table:
+    """Events joined with their videos, and what earlier events tell about the video.
+
+    Args:
+        events: All events of some videos, as `prepare` makes them.
+        videos: At least the rows of those videos; None if there is none.
+        contract: The features.
+    """
+    group = _codes(events["video_id"])
+    past = _earlier(group, events)
+    table = _join(events, "video_id", videos, "videos", UNKNOWN_VIDEO)
+    derived = {
+        "derived.video_events": past.events,
+        "derived.video_positive_rate": past.positive_rate,
+        "derived.video_novelty": _novelty(group, events),
+        "derived.video_age_hours": _age_hours(table),
+    }
+    table = table.drop(
+        [name for name in ("videos.published_at",) if name in set(table.column_names) - _sources(contract)]
+    )
+    return _append(table, {name: values for name, values in derived.items() if name in _sources(contract)})
+
+
+def with_users(events: pa.Table, users: pa.Table | None, contract: Contract) -> pa.Table:
+    """Events joined with their users, and what earlier events tell about the user.
+
+    Args:
+        events: All events of some users, as `with_videos` makes them.
+        users: At least the rows of those users; None if there is none.
+        contract: The features.
+    """
+    group = _codes(events["user_id"])
+    past = _earlier(group, events, ties=stable_hash(single_array(events["video_id"])))
+    hours = events["at"].to_numpy() // 3600 % 24
+    derived = {
+        "derived.user_events": past.events,
+        "derived.user_positive_rate": past.positive_rate,
+        "derived.user_novelty": _novelty(group, events),
+        "derived.history_length": np.array(HISTORY_BUCKETS)[np.searchsorted([1, 6, 21], past.positives, side="right")],
+        "derived.hour_of_day": np.array([str(hour) for hour in range(24)])[hours],
+    }
+    table = _join(events, "user_id", users, "users", UNKNOWN_USER)
+    table = _append(table, {name: values for name, values in derived.items() if name in _sources(contract)})
+    histories = [f for f in contract.select(kinds=(Kind.HISTORY,)) if f.source == "derived.user_history"]
+    videos = single_array(events["video_id"])
+    return _append(table, {f.name: past.histories(videos, int(f.max_length or 0)) for f in histories})
+
+
+def feature_columns(table: pa.Table, wanted: Sequence[Feature]) -> dict[str, pa.Array]:
+    """The raw features of rows that `with_users` made; the ids are the interactions' own."""
+    keys = {"users.user_id": table["user_id"], "videos.video_id": table["video_id"]}
+    return features.columns(wanted, _append(table, keys))
+
+
+def shuffle(table: pa.Table) -> pa.Table:
+    """The rows in an order that depends on nothing but the rows, and not on time or user."""
+    users, videos = (stable_hash(single_array(table[key])) for key in ("user_id", "video_id"))
+    return table.take(np.argsort(mix(videos, users, table["at"].to_numpy()), kind="stable"))
+
+
+def watched(world: str, user_id: str) -> set[str]:
+    """The videos that a user has had any interaction with."""
+    events = tables.read_table(world, "interactions", ["user_id", "video_id"])
+    return set(events.filter(pc.equal(events["user_id"], user_id))["video_id"].to_pylist())
+
+
+def serving_rows(
+    world: str, contract: Contract, user_id: str, video_ids: Sequence[str] | None, at: int
+) -> list[dict[str, Any]]:
+    """Request rows for showing videos to a user: what an impression at that instant would know.
+
+    Args:
+        world: Folder of the tables.
+        contract: The features; those of role user, video and context are in the rows.
+        user_id: May be unknown: the user's own features are then missing.
+        video_ids: The candidates; None: every video.
+        at: Unix seconds; only events before it are known.
+
+    Returns:
+        One row for each candidate, in their order; a missing value is left out. Features from columns of the
+        interactions are missing: whoever asks knows them (the device, say) and may add them.
+    """
+    users, videos, past = (read_needed(world, name, contract) for name in tables.KEYS if name != "frame_feedback")
+    past = prepare(past, contract, Splits("time", 1, 0, 0))
+    past = past.filter(pc.less(past["at"], at))
+    ids = pa.array(videos["video_id"].to_pylist() if video_ids is None else list(video_ids), pa.string())
+    if len(ids) == 0:
+        return []
+    asked = _questions(ids, user_id, at, past.schema)
+    seen = past.filter(pc.is_in(past["video_id"], value_set=ids))
+    candidates = with_videos(pa.concat_tables([seen, asked]).combine_chunks(), videos, contract)[len(seen) :]
+    own = past.filter(pc.equal(past["user_id"], user_id))
+    rows = with_users(pa.concat_tables([own, candidates], promote=True).combine_chunks(), users, contract)[len(own) :]
+    return features.rows(contract.inputs, feature_columns(rows, contract.inputs))
+
+
+def read_needed(world: str, table: str, contract: Contract) -> pa.Table:
+    """The needed columns of a table, without the optional ones that it lacks."""
+    found = tables.read_table(world, table, present_columns(world, table, contract), contract)
+    return found.combine_chunks()
+
+
+def present_columns(world: str, table: str, contract: Contract) -> list[str]:
+    """The `needed` columns, without the optional ones that the table lacks."""
+    there = set.intersection(*(_column_names(path) for path in tables.table_files(world, table)))
+    return [name for name in needed(contract, table) if name in there or name not in optional(contract, table)]
+
+
+def _column_names(path: str) -> set[str]:
+    with files.reading(path) as file:
+        if path.endswith(".csv"):
+            return set(next(csv.reader([file.readline().decode("utf-8-sig", "replace").rstrip("\r\n")]), []))
+        return set(pq.read_schema(file).names)
+
+
+def _questions(ids: pa.Array, user_id: str, at: int, schema: pa.Schema) -> pa.Table:
+    """Rows that ask and are no events, in the columns of `prepare`."""
+    number = len(ids)
+    known = {
+        "user_id": pa.array([user_id] * number, pa.string()),
+        "video_id": ids,
+        "at": pa.array(np.full(number, at)),
+        "label": pa.array(np.full(number, np.nan, np.float32)),
+        "outcome": pa.array(np.full(number, NEUTRAL, np.int8)),
+        "split": pa.array(np.full(number, -1, np.int8)),
+        "counted": pa.array(np.zeros(number, bool)),
+    }
+    return pa.table([known.get(f.name, pa.nulls(number, f.type)) for f in schema], schema=schema)
+
+
+@dataclass(frozen=True)
+class _Past:
+    """For each row, in the order of the rows, what the group's strictly earlier events were.
+
+    `positive_rows` lists the positive events by group and time; those before row i are its entries first[i]:last[i].
+    """
+
+    events: Ints
+    first: Ints
+    last: Ints
+    positive_rows: Ints
+
+    @property
+    def positives(self) -> Ints:
+        return self.last - self.first
+
+    @property
+    def positive_rate(self) -> npt.NDArray[np.float64]:
+        return (self.positives + 1) / (self.events + 2)
+
+    def histories(self, ids: pa.Array, most: int) -> pa.ListArray:
+        """The ids of each row's last `most` earlier positive events, most recent last."""
+        start = np.maximum(self.first, self.last - most)
+        offsets = np.concatenate([[0], np.cumsum(self.last - start)])
+        entries = np.repeat(start - offsets[:-1], self.last - start) + np.arange(offsets[-1])
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), ids.take(self.positive_rows[entries]))
+
+
+def _earlier(group: Ints, events: pa.Table, ties: Array | None = None) -> _Past:
+    """The past of each row within its group; `ties` orders the events of one second, so that input order does not."""
+    at = events["at"].to_numpy()
+    counted = events["counted"].to_numpy()
+    positive = counted & (events["label"].to_numpy() == 1)
+    order = np.lexsort((at, group) if ties is None else (ties, at, group))
+    first_of_group = _run_starts(group[order])
+    first_of_instant = _run_starts(group[order], at[order])
+    number, hits = (np.concatenate([[0], np.cumsum(mask[order])]) for mask in (counted, positive))
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return _Past(
+        events=(number[first_of_instant] - number[first_of_group])[back],
+        first=hits[first_of_group][back],
+        last=hits[first_of_instant][back],
+        positive_rows=order[positive[order]],
+    )
+
+
+def _run_starts(*keys: Array) -> Ints:
+    """For each position, where the run of equal keys that it is in starts."""
+    starts = np.zeros(len(keys[0]), bool)
+    starts[:1] = True
+    for key in keys:
+        starts[1:] |= key[1:] != key[:-1]
+    return np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))
+
+
+def _novelty(group: Ints, events: pa.Table) -> Array:
+    """ "known" where the group has an impression in the train split, as far as can be seen here."""
+    labelled = events["counted"].to_numpy() & ~np.isnan(events["label"].to_numpy())
+    train = labelled & (events["split"].to_numpy() == 0)
+    return np.where(np.bincount(group, weights=train)[group] > 0, "known", "new")
+
+
+def _age_hours(table: pa.Table) -> npt.NDArray[np.float64]:
+    if "videos.published_at" not in table.column_names:
+        return np.full(len(table), np.nan)
+    published = table["videos.published_at"].cast(pa.float64()).to_numpy()
+    return np.maximum(table["at"].to_numpy() - published, 0) / 3600
+
+
+def _join(events: pa.Table, key: str, others: pa.Table | None, table: str, unknown: int) -> pa.Table:
+    """The other table's columns beside the events, as `<table>.<column>`; rows without a partner are so marked."""
+    if others is None:
+        where, columns = pa.nulls(len(events), pa.int32()), {}
+    else:
+        where = single_array(pc.index_in(events[key], value_set=single_array(others[key])))
+        columns = {f"{table}.{name}": others[name] for name in others.column_names if name != key}
+    outcome = events["outcome"].to_numpy().copy()
+    happened = np.isin(outcome, [IMPRESSION, NEUTRAL, MISSING_WEIGHT])
+    outcome[happened & where.is_null().to_numpy(zero_copy_only=False)] = unknown
+    position = events.column_names.index("outcome")
+    events = events.set_column(position, "outcome", pa.array(outcome))
+    return _append(events, {name: single_array(column).take(where) for name, column in columns.items()})
+
+
+def _label(raw: Array, label: Feature) -> npt.NDArray[np.float32]:
+    """1, 0, or NaN where the event is neutral (or has no label)."""
+    values = np.full(len(raw), np.nan, np.float32)
+    values[raw > label.positive_above] = 1
+    values[raw < label.negative_below] = 0
+    return values
+
+
+def _numbers(table: pa.Table, feature: Feature) -> npt.NDArray[np.float64]:
+    if feature.column not in table.column_names:
+        return np.full(len(table), np.nan)
+    return np.array(pc.fill_null(single_array(table[feature.column]).cast(pa.float64()), np.nan))
+
+
+def _codes(column: pa.ChunkedArray) -> Ints:
+    """A number from 0 to G - 1 for each row, equal where the key is."""
+    return np.asarray(single_array(column).dictionary_encode().indices.to_numpy(), np.int64)
+
+
+def _append(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values) if isinstance(values, np.ndarray) else values)
+    return table
+
+
+def _sources(contract: Contract) -> set[str]:
+    return {feature.source for feature in contract.features}

@@ -1,0 +1,1 @@
+"""The model now being served, as the baseline of an evaluation."""

@@ -1,0 +1,46 @@
+"""Finds the served model in the push destination and hands on a copy of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from tfx import types
+from tfx.dsl.components.base import base_executor
+from tfx.dsl.io import fileio
+from tfx.types import artifact_utils
+from tfx.utils import io_utils, path_utils
+
+
+class Executor(base_executor.BaseExecutor):
+    """Copies the served model, or the candidate where nothing is served yet, into `baseline`."""
+
+    def Do(  # noqa: N802
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Copy the model to where TFX's Evaluator looks for one."""
+        candidate = artifact_utils.get_single_instance(input_dict["candidate"])
+        baseline = artifact_utils.get_single_instance(output_dict["baseline"])
+        destination = exec_properties["push_destination"]
+        version = served_version(destination)
+        source = os.path.join(destination, version) if version else path_utils.serving_model_path(candidate.uri)
+        io_utils.copy_dir(source, path_utils.serving_model_dir(baseline.uri))
+        baseline.set_string_custom_property("served_version", version)
+        logging.info("baseline is %s", f"version {version} of {destination}" if version else "the candidate")
+
+
+def served_version(push_destination: str) -> str:
+    """The largest version number under a push destination that holds a complete SavedModel; "" if there is none.
+
+    A push in progress and folders of other names do not count, as they do not for TF Serving.
+    """
+    if not fileio.isdir(push_destination):
+        return ""
+    names = [name.rstrip("/") for name in fileio.listdir(push_destination)]
+    numbered = [name for name in names if name.isascii() and name.isdigit()]
+    complete = [n for n in numbered if fileio.exists(os.path.join(push_destination, n, "saved_model.pb"))]
+    return max(complete, key=int, default="")
