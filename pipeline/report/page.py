@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from markupsafe import Markup
 from pipeline.report import charts
 from pipeline.report.gates import number
 from pipeline.report.measured import OVERALL, Measured
-from pipeline.report.records import ModelRecords, RunRecords
+from pipeline.report.records import ModelRecords, RunRecords, utc
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
@@ -90,11 +91,16 @@ def render(run: RunRecords) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=_percent, duration=_duration)
+    environment.filters.update(utc=utc, number=number, percent=_percent, duration=_duration)
     models = [_model(model) for model in run.models]
     seconds = max((step.seconds for step in run.steps), default=0.0)
     return environment.get_template("report.html.j2").render(
-        run=run, models=models, slowest=seconds, charts=charts, counts=list(_flat(run.counts))
+        run=run,
+        models=models,
+        slowest=seconds,
+        charts=charts,
+        counts=list(_flat(run.counts)),
+        config=json.dumps(run.config, indent=2, ensure_ascii=False),
     )
 
 
@@ -176,10 +182,13 @@ def _curves(epochs: Iterable[Mapping[str, float]]) -> Iterator[Markup]:
 
 def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in counts.items():
+        name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}: ")
+            yield from _flat(value, f"{name}: ")
+        elif key.endswith("_from"):  # where a split by time begins
+            yield name, utc(value)
         else:
-            yield f"{prefix}{key}".replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
+            yield name, f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _percent(share: float) -> str:

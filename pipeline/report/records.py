@@ -146,10 +146,10 @@ class RunRecords:
     rejected: tuple[Rejected, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def started_utc(self) -> str:
-        """When the run began, for people."""
-        return datetime.fromtimestamp(self.started, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+def utc(seconds: float) -> str:
+    """Unix seconds for people."""
+    return datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def load(run_dir: str | Path) -> RunRecords:
@@ -178,7 +178,7 @@ def load(run_dir: str | Path) -> RunRecords:
         anomalies=_anomalies(data.get("anomalies")),
         validated="anomalies" in data,
         counts=_read_json(f"{data['examples']}/summary.json") or {} if "examples" in data else {},
-        rejected=_rejected(run["world"]),
+        rejected=_rejected(run["world"], data.get("examples")),
         config=run.get("config", {}),
     )
 
@@ -283,11 +283,19 @@ def _text(stats: Any) -> tuple[str, tuple[float, ...]]:
     return f"{stats.unique:,} different; {top}", tuple(v.frequency for v in stats.top_values[:10])
 
 
-def _rejected(world: str) -> tuple[Rejected, ...]:
+def _rejected(world: str, examples: str | None) -> tuple[Rejected, ...]:
+    """What the importer set aside, and what ImpressionExampleGen could make no impression of."""
     path = f"{world}/rejected.parquet"
-    if not tf.io.gfile.exists(path):
-        return ()
-    rows = pq.read_table(pa.BufferReader(_read(path)), columns=["table", "reason", "content"]).to_pylist()
+    rows = _rows(path) if tf.io.gfile.exists(path) else []
+    for path in sorted(tf.io.gfile.glob(f"{examples}/rejected-*.parquet")) if examples else []:
+        for row in _rows(path):
+            reason = row.pop("reason")
+            rows.append({"table": "interactions", "reason": reason, "content": json.dumps(row)})
     counts = Counter((row["table"], row["reason"]) for row in rows)
     first = {(row["table"], row["reason"]): row["content"] for row in reversed(rows)}
     return tuple(Rejected(*key, count, first[key]) for key, count in counts.most_common())
+
+
+def _rows(path: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(_read(path))).to_pylist()
+    return rows

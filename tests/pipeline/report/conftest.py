@@ -207,10 +207,12 @@ def run_folder(evaluation: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     write_anomalies(Path(uris["anomalies"]))
     for name, file, content in (
         ("model_run", "history.json", HISTORY),
-        ("examples", "summary.json", {"events": 1234, "rows": {"train": 800}}),
+        ("examples", "summary.json", {"interactions": 1234, "splits": {"by": "time", "test_from": 1700000000}}),
     ):
         Path(uris[name]).mkdir()
         (Path(uris[name]) / file).write_text(json.dumps(content), encoding="utf-8")
+    refused = {"user_id": ["u1"], "video_id": ["v1"], "at": [5], "reason": ["missing label"]}
+    pq.write_table(pa.table(refused), Path(uris["examples"]) / "rejected-0.parquet")
     run = {
         "id": "demo",
         "world": str(world),

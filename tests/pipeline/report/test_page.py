@@ -121,9 +121,12 @@ def test_hostile_text_is_shown_and_not_executed(page, html):
 def test_anomalies_rejected_rows_and_statistics_are_shown(page):
     assert page.tables["anomalies"][1] == ["valid", "gender", "Column dropped", f"No example has {HOSTILE}"]
     assert page.tables["rejected"][1] == ["interactions", "2", "unknown video", '{"video_id": "v9"}']
+    late = ["interactions", "1", "missing label", '{"user_id": "u1", "video_id": "v1", "at": 5}']
+    assert late in page.tables["rejected"]  # refused by ImpressionExampleGen, not by the importer
     ages = next(row for row in page.tables["features"] if row[0] == "video_age_hours")
     assert ages[1:5] == ["number", "25.0%", "1", "mean 12.5, from 0 to 90, median 8"]  # 600 of 800 present
-    text = " ".join("".join(page.text).split())
+    text = " ".join(" ".join(page.text).split())
+    assert "splits: test from 2023-11-14 22:13 UTC" in text
     for rows in ("train: 800 examples", "valid: 100 examples", "test: 100 examples"):
         assert rows in text
 
