@@ -1,0 +1,149 @@
+"""Results of `ctr.py`: kept run by run in JSON, shown as a markdown table with the bars they are held against."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TITLES = {
+    "A": "Protocol A: AutoInt's script (random split, no ids)",
+    "B": "Protocol B: RecBole's fields and zip code (random split, with ids)",
+    "T": "Protocol T: the default time split (ours with history and counters, peers with the plain fields)",
+}
+INTRODUCTION = """\
+Written by `benchmarks/ctr.py`, whose docstring says what is equal on both sides. AUC and logloss are of the test rows,
+at the epoch with the best validation AUC: mean and standard deviation over the seeds. rows/s is training: the median
+epoch without the first, of the fastest seed, for the machine was shared. ms is what scoring 1,000 rows takes, of the
+fastest seed. The peer is deepctr-torch."""
+ABLATIONS = ("no_crossing", "no_attention", "low_order")
+COMPARED = ("lr", "fm", "deep_fm", "autoint")
+KEY = ("protocol", "side", "model", "seed")
+Result = dict[str, Any]
+
+
+class Results:
+    """Measurements by (protocol, side, model, seed), saved at every addition."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        known = json.loads(path.read_text()) if path.is_file() else []
+        self.rows: dict[tuple[Any, ...], Result] = {tuple(row[part] for part in KEY): row for row in known}
+
+    def has(self, *key: Any) -> bool:
+        """Whether (protocol, side, model, seed) is there."""
+        return key in self.rows
+
+    def add(self, row: Result) -> None:
+        """Add or replace a measurement, and save all."""
+        self.rows[tuple(row[part] for part in KEY)] = {**row, "machine": _machine()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        ordered = [self.rows[key] for key in sorted(self.rows)]
+        part = self.path.with_suffix(".part")
+        part.write_text("[\n" + ",\n".join(json.dumps(row) for row in ordered) + "\n]\n")
+        os.replace(part, self.path)
+
+    def of(self, protocol: str, side: str, model: str) -> list[Result]:
+        """The seeds of one model."""
+        return [row for (p, s, m, _), row in sorted(self.rows.items()) if (p, s, m) == (protocol, side, model)]
+
+    def mean(self, protocol: str, side: str, model: str, value: str = "auc") -> float | None:
+        """Mean over the seeds; None without a run."""
+        rows = self.of(protocol, side, model)
+        return float(np.mean([row[value] for row in rows])) if rows else None
+
+
+def write(results: Results, path: Path) -> None:
+    """Write the table."""
+    rows = list(results.rows.values())
+    machines = sorted({row["machine"] for row in rows})
+    versions = sorted({f"{name} {version}" for row in rows for name, version in row["versions"].items()})
+    lines = ["# CTR benchmark on the MovieLens-1M prefix", ""]
+    lines += [INTRODUCTION, "", f"Machine: {'; '.join(machines)}. Versions: {', '.join(versions)}.", ""]
+    for protocol in sorted({row["protocol"] for row in rows}, key="BAT".index):
+        lines += [f"## {TITLES[protocol]}", "", *_table(results, protocol), ""]
+    lines += ["## Bars", "", *_bars(results), ""]
+    path.write_text("\n".join(lines))
+
+
+def _machine() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        name = next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _table(results: Results, protocol: str) -> list[str]:
+    models = dict.fromkeys(row["model"] for row in results.rows.values() if row["protocol"] == protocol)
+    best = sorted(models, key=lambda name: -(results.mean(protocol, "ours", name) or 0))
+    lines = [
+        "| model | AUC | logloss | seeds | rows/s | ms | peer's AUC | peer's logloss | peer's rows/s | peer's ms |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+    for name in best:
+        ours, peer = (results.of(protocol, side, name) for side in ("ours", "peer"))
+        lines.append(f"| {name} | {' | '.join([*_cells(ours, count=True), *_cells(peer)])} |")
+    return lines
+
+
+def _cells(rows: list[Result], count: bool = False) -> list[str]:
+    if not rows:
+        return [""] * (5 if count else 4)
+    spread = [
+        f"{np.mean(part):.4f} ± {np.std(part):.4f}" for part in ([r[v] for r in rows] for v in ("auc", "logloss"))
+    ]
+    speed = [f"{max(r['rows_per_second'] for r in rows):,.0f}", f"{min(r['ms_per_1000'] for r in rows):.2f}"]
+    return [*spread, *([str(len(rows))] if count else []), *speed]
+
+
+def _bars(results: Results) -> list[str]:
+    lines = []
+    for protocol in "BAT":
+        if protocol == "T":
+            continue  # the two sides do not read the same fields
+        for name in COMPARED:
+            ours, peer = (results.mean(protocol, side, name) for side in ("ours", "peer"))
+            if ours and peer:
+                lines.append(
+                    _bar(
+                        abs(ours - peer) <= 0.004,
+                        f"{protocol}: {name} within 0.004 AUC of the peer's: {ours - peer:+.4f}",
+                    )
+                )
+    for protocol in "BAT":
+        lines += _full(results, protocol)
+    ours, peer = (
+        max((r["rows_per_second"] for r in results.of("B", side, "autoint")), default=0) for side in ("ours", "peer")
+    )
+    if ours and peer:
+        lines.append(_bar(ours >= peer, f"B: AutoInt trains at {ours:,.0f} rows/s, the peer's at {peer:,.0f}"))
+    return lines
+
+
+def _full(results: Results, protocol: str) -> list[str]:
+    full = results.mean(protocol, "ours", "mhsa_crossing")
+    if full is None:
+        return []
+    known = {
+        (side, model)
+        for p, side, model, _ in results.rows
+        if p == protocol and model not in ("mhsa_crossing", *ABLATIONS)
+    }
+    if not known:
+        return []
+    top, side, best = max((results.mean(protocol, *key) or 0.0, *key) for key in known)
+    others = f"all others; the best of them is {side} {best} with {top:.4f}"
+    lines = [_bar(full > top, f"{protocol}: mhsa_crossing with {full:.4f} above {others}")]
+    for name in ABLATIONS:
+        less = results.mean(protocol, "ours", name)
+        if less is not None:
+            lines.append(_bar(full > less, f"{protocol}: the full form beats {name}: {full - less:+.4f} AUC"))
+    return lines
+
+
+def _bar(holds: bool, text: str) -> str:
+    return f"- {'holds' if holds else '**does not hold**'}: {text}"
