@@ -108,7 +108,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             with self._make_beam_pipeline() as pipeline:
                 build(pipeline, shards, job)
         except Exception as error:
-            raise _contract_error(error) or error from error
+            message = _contract_message(error)
+            if message is None:
+                raise
+            raise ContractError(message) from error
         tf.io.gfile.rmtree(f"{job.uri}/{_PARTIAL}")
         _describe(examples, read_summary(job.uri), world)
 
@@ -332,10 +335,12 @@ def _describe(examples: types.Artifact, summary: dict[str, Any], world: str) -> 
         )
 
 
-def _contract_error(error: BaseException) -> ContractError | None:
-    """The user's error that a worker met, out of Beam's wrapping."""
-    _, found, message = str(error).rpartition("ContractError: ")
-    return ContractError(message.partition(" [while running")[0].partition("\n\n")[0]) if found else None
+def _contract_message(error: Exception) -> str | None:
+    """What the ContractError that a worker met says, out of the wrapping of whichever runner; None if it is another."""
+    _, found, rest = str(error).rpartition("ContractError: ")
+    if not found and not isinstance(error, ContractError):
+        return None
+    return rest.partition(" [while running")[0].partition("\n")[0]
 
 
 def _split_folder(job: Job, split: str) -> str:

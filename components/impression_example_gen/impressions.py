@@ -248,7 +248,7 @@ def present_columns(world: str, table: str, contract: Contract) -> list[str]:
 def _column_names(path: str) -> set[str]:
     with files.reading(path) as file:
         if path.endswith(".csv"):
-            return set(next(csv.reader([file.readline().decode("utf-8-sig", "replace").rstrip("\r\n")]), []))
+            return set(next(csv.reader(file.read(1 << 16).decode("utf-8-sig", "replace").splitlines()), []))
         return set(pq.read_schema(file).names)
 
 

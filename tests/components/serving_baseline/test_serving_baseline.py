@@ -1,0 +1,74 @@
+"""Which model an evaluation is held against."""
+
+from pathlib import Path
+
+import pytest
+from tfx.types import standard_artifacts
+from tfx.utils import path_utils
+
+from components.serving_baseline.component import ServingBaseline
+from components.serving_baseline.executor import Executor, served_version
+
+
+def _model(folder: Path, content: str) -> Path:
+    (folder / "variables").mkdir(parents=True)
+    (folder / "saved_model.pb").write_text(content)
+    (folder / "variables" / "variables.index").write_text(content)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the executor on a candidate and whatever is in `pushed/`; returns the baseline artifact."""
+
+    def execute():
+        candidate, baseline = standard_artifacts.Model(), standard_artifacts.Model()
+        candidate.uri, baseline.uri = str(tmp_path / "candidate"), str(tmp_path / "baseline")
+        _model(Path(path_utils.serving_model_path(candidate.uri)), "candidate")
+        properties = {"push_destination": str(tmp_path / "pushed"), "served_version": ""}
+        Executor().Do({"candidate": [candidate]}, {"baseline": [baseline]}, properties)
+        return baseline
+
+    return execute
+
+
+def _content(baseline) -> str:
+    path = Path(path_utils.serving_model_path(baseline.uri))
+    assert (path / "variables" / "variables.index").is_file()
+    return (path / "saved_model.pb").read_text()
+
+
+def test_the_first_candidate_stands_in_for_the_baseline(run):
+    baseline = run()
+    assert _content(baseline) == "candidate"
+    assert baseline.get_string_custom_property("served_version") == ""
+
+
+def test_the_largest_version_is_the_baseline_by_number_and_not_by_name(run, tmp_path):
+    for version in ("9", "10"):
+        _model(tmp_path / "pushed" / version, f"version {version}")
+    baseline = run()
+    assert _content(baseline) == "version 10"
+    assert baseline.get_string_custom_property("served_version") == "10"
+
+
+def test_unfinished_and_foreign_folders_do_not_count(tmp_path):
+    _model(tmp_path / "3", "served")
+    for name in ("tmp-99", "99.partial", "latest", "²"):
+        _model(tmp_path / name, "not a version")
+    (tmp_path / "12").mkdir()
+    assert served_version(str(tmp_path)) == "3"
+
+
+def test_nothing_is_served_where_there_is_no_folder_or_an_empty_one(tmp_path):
+    assert served_version(str(tmp_path / "none")) == ""
+    assert served_version(str(tmp_path)) == ""
+
+
+def test_the_component_hands_on_a_model(tmp_path):
+    candidate = standard_artifacts.Model()
+    from tfx.types import channel_utils
+
+    node = ServingBaseline(channel_utils.as_channel([candidate]), push_destination="models/ranker", served_version="7")
+    assert node.outputs["baseline"].type is standard_artifacts.Model
+    assert node.exec_properties == {"push_destination": "models/ranker", "served_version": "7"}
