@@ -134,9 +134,10 @@ def test_minmax_is_numpys_unclipped_or_zero_for_a_constant_column(values: list[f
         np.testing.assert_allclose(result, (numbers - smallest) / width, rtol=1e-5)
 
 
-def test_minmax_of_a_column_without_any_value_is_zero():
-    # What tft.min and tft.max return for no value: the largest and the smallest float.
-    result = ops.minmax(tf.constant([0.0, 7.0]), tf.constant(tf.float32.max), tf.constant(tf.float32.min))
+@pytest.mark.parametrize("nothing", [tf.float32.max, INF])
+def test_minmax_of_a_column_without_any_value_is_zero(nothing: float):
+    # The smallest of no values is the largest float there is, and the other way round.
+    result = ops.minmax(tf.constant([0.0, 7.0]), tf.constant(nothing), tf.constant(-nothing))
     assert result.numpy().tolist() == [0.0, 0.0]
 
 
