@@ -222,13 +222,15 @@ class Client:
             ServingError: It was not in time: what the last look found.
         """
         deadline = time.monotonic() + timeout_seconds
+        failure: ServingError | None = None
         while True:
             found: list[VersionStatus] = []
-            failure: ServingError | None = None
             try:
-                found = self._status(model, deadline)
+                found, failure = self._status(model, deadline), None
             except (ModelNotFound, Unavailable) as error:
                 failure = error
+            except DeadlineExceeded as error:  # says less than what an earlier look found
+                failure = failure or error
             if any(status.state == "AVAILABLE" for status in found):
                 return
             if time.monotonic() + _FIRST_WAIT_SECONDS >= deadline:

@@ -90,6 +90,8 @@ def _put(message: Any, value: Any, feature: Feature) -> None:
 
 
 def _id(value: Any) -> bytes:
+    if type(value) is str:  # nearly always; `isinstance` with Integral is slow
+        return _utf8(value)
     if isinstance(value, Integral) and not isinstance(value, bool):
         return str(int(value)).encode()
     if not isinstance(value, (str, bytes)):
@@ -149,6 +151,8 @@ def _vector(value: Any, feature: Feature) -> list[float]:
 
 
 def _finite(value: Any) -> float:
+    if type(value) is float and abs(value) <= _FLOAT32_MAX:  # nearly always
+        return value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise _MisfitError(f"expected a number, got {_got(value)}")
     try:

@@ -215,7 +215,9 @@ def _float(value: Any, dtype: DType) -> float:
     if type(value) not in (int, float):
         raise _type_error(value, dtype)
     limits = np.finfo(dtype)
-    exact = abs(value) < 2 ** (limits.nmant + 1) if type(value) is int else abs(value) <= float(limits.max)
+    # The shortest digits of the largest float32 lie above it; what is less than half a step above rounds back to it.
+    too_large = float(limits.max) + 2.0 ** (limits.maxexp - limits.nmant - 2)
+    exact = abs(value) < (2 ** (limits.nmant + 1) if type(value) is int else too_large)
     if not exact and not (type(value) is float and not math.isfinite(value)):
         raise invalid(f"Cannot convert JSON value: {_print(value)} to {_name(dtype)} without loss of precision.")
     return value

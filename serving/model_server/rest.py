@@ -192,6 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What `http.server` refuses before it reaches us; in JSON like everything else."""
+        self.request_version = self.protocol_version  # where it read none it would leave out the headers
         self._send(code, error_body(message or explain or HTTPStatus(code).phrase), keep=False)
 
     def log_message(self, format: str, *args: Any) -> None:

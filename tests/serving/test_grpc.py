@@ -210,6 +210,13 @@ def test_a_malformed_tensor_is_refused_and_the_server_lives(stub, message):
     assert list(stub.Predict(good(), timeout=10).outputs["sum"].float_val) == [9.0, 21.0]
 
 
+def test_a_few_bytes_cannot_ask_for_all_the_memory(stub):
+    message = request("anything", x=np.float32(0))
+    message.inputs["x"].tensor_shape.dim.add().size = 2**27  # one value stands for all: 2**27 * 4 bytes = 512 MiB
+    expected = (INVALID, "input x of shape [134217728] is larger than 268435456 bytes")
+    assert refusal(stub.Predict, message) == expected
+
+
 def test_examples_that_are_none_are_refused_by_the_model(stub):
     code, details = refusal(stub.Predict, request("serving_default", examples=np.array([b"\xff\xff"], object)))
     assert code is INVALID

@@ -67,11 +67,13 @@ def test_a_new_version_replaces_the_old_one(models_dir, saved):
     assert before.signature("one").call(x=np.ones(1, np.float32))["y"].numpy().tolist() == [2.0]
 
 
-def test_an_unchanged_version_is_not_loaded_again(models_dir):
+def test_an_unchanged_version_is_not_loaded_again(models_dir, caplog):
+    caplog.set_level("INFO")
     models = loaded(models_dir)
     first = models.find(SCALER)
     models.refresh()
     assert models.find(SCALER) is first
+    assert [record.message for record in caplog.records].count("loaded scaler version 1") == 1
 
 
 def truncated(version):
