@@ -66,7 +66,7 @@ class FeatureStatistics:
     Attributes:
         name: Feature name.
         kind: `text` or `number`.
-        missing: Share of examples without any value.
+        missing: Share of examples without a value, or with one that stands for none; empty lists count as values.
         values: Values an example on average.
         description: Its distribution in words.
         histogram: Heights of its distribution, most frequent values first for text; empty if unknown.
@@ -262,18 +262,21 @@ def _feature(proto: Any, examples: int) -> FeatureStatistics:
     name = proto.name or ".".join(proto.path.step)
     stats = proto.num_stats if proto.HasField("num_stats") else proto.string_stats
     common = stats.common_stats
-    # TFDV counts an example as present when it has a value list at all; an empty list is missing as well here.
-    missing = 1 - common.num_non_missing / examples if examples else 0.0
+    missing = (examples - common.num_non_missing + _stand_ins(proto)) / examples if examples else 0.0
     describe = _number if proto.HasField("num_stats") else _text
     kind = "number" if proto.HasField("num_stats") else "text"
     return FeatureStatistics(name, kind, missing, common.avg_num_values, *describe(stats))
 
 
+def _stand_ins(proto: Any) -> float:
+    """How many values only say that there is none: NaN, and the empty string where TFDV lists it as frequent."""
+    if proto.HasField("num_stats"):
+        return float(sum(h.num_nan for h in proto.num_stats.histograms[:1]))
+    return float(sum(v.frequency for v in proto.string_stats.top_values if not v.value))
+
+
 def _number(stats: Any) -> tuple[str, tuple[float, ...]]:
     words = f"mean {stats.mean:.4g}, from {stats.min:.4g} to {stats.max:.4g}, median {stats.median:.4g}"
-    nan = sum(h.num_nan for h in stats.histograms[:1])
-    if nan:
-        words += f", {nan:,.0f} not given"
     standard = [h for h in stats.histograms if h.type == statistics_pb2.Histogram.STANDARD]
     return words, tuple(b.sample_count for b in standard[0].buckets) if standard else ()
 

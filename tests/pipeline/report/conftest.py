@@ -151,7 +151,8 @@ def write_statistics(folder: Path) -> None:
         age.num_stats.common_stats.num_non_missing = rows * 3 // 4
         age.num_stats.common_stats.avg_num_values = 1
         age.num_stats.mean, age.num_stats.min, age.num_stats.max, age.num_stats.median = 12.5, 0, 90, 8
-        buckets = age.num_stats.histograms.add(type=statistics_pb2.Histogram.STANDARD).buckets
+        standard = age.num_stats.histograms.add(type=statistics_pb2.Histogram.STANDARD, num_nan=rows // 20)
+        buckets = standard.buckets
         for count in (50, 30, 12, 4, 4):
             buckets.add(sample_count=count)
         title = dataset.features.add(name="title", type=statistics_pb2.FeatureNameStatistics.STRING)
@@ -159,6 +160,7 @@ def write_statistics(folder: Path) -> None:
         title.string_stats.common_stats.avg_num_values = 1
         title.string_stats.unique = 321
         title.string_stats.top_values.add(value=HOSTILE, frequency=9)
+        title.string_stats.top_values.add(value="", frequency=rows // 10)
         (folder / f"Split-{split}").mkdir(parents=True)
         (folder / f"Split-{split}" / "FeatureStats.pb").write_bytes(statistics.SerializeToString())
 

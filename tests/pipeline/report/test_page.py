@@ -124,7 +124,13 @@ def test_anomalies_rejected_rows_and_statistics_are_shown(page):
     late = ["interactions", "1", "missing label", '{"user_id": "u1", "video_id": "v1", "at": 5}']
     assert late in page.tables["rejected"]  # refused by ImpressionExampleGen, not by the importer
     ages = next(row for row in page.tables["features"] if row[0] == "video_age_hours")
-    assert ages[1:5] == ["number", "25.0%", "1", "mean 12.5, from 0 to 90, median 8"]  # 600 of 800 present
+    assert ages[1:5] == [
+        "number",
+        "30.0%",
+        "1",
+        "mean 12.5, from 0 to 90, median 8",
+    ]  # 600 of 800 present, of which 40 NaN
+    assert next(row for row in page.tables["features"] if row[0] == "title")[2] == "10.0%"  # empty strings
     text = " ".join(" ".join(page.text).split())
     assert "splits: test from 2023-11-14 22:13 UTC" in text
     for rows in ("train: 800 examples", "valid: 100 examples", "test: 100 examples"):
