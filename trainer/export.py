@@ -48,12 +48,13 @@ class _Serving(tf.Module):
         def transform_features(examples: tf.Tensor) -> Tensors:
             return self._transform(tf.io.parse_example(examples, spec))
 
+        # No AutoGraph: nothing here needs it, and it would convert all of tf_keras.
         examples = tf.TensorSpec([None], tf.string, "examples")
         tensors = {f.name: _tensor_spec(f) for f in self._contract.inputs}
         return {
-            "serving_default": tf.function(serving_default).get_concrete_function(examples),
-            "raw": tf.function(raw).get_concrete_function(**tensors),
-            "transform_features": tf.function(transform_features).get_concrete_function(examples),
+            "serving_default": tf.function(serving_default, autograph=False).get_concrete_function(examples),
+            "raw": tf.function(raw, autograph=False).get_concrete_function(**tensors),
+            "transform_features": tf.function(transform_features, autograph=False).get_concrete_function(examples),
         }
 
     def _transform(self, raw: Tensors) -> Tensors:

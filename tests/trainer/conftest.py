@@ -89,7 +89,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         (rows, transformed_metadata), transform_fn = (raw, metadata) | tft_beam.AnalyzeAndTransformDataset(preprocess)
         transform_fn | tft_beam.WriteTransformFn(str(folder))
         transformed_metadata | tft_beam.WriteMetadata(str(folder / "transformed_metadata"), None)
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    columns = {name: _narrow(np.array([row[name] for row in rows])) for name in rows[0]}
     _write(columns, folder / "train" / "examples.gz")
     _write({name: values[:60] for name, values in columns.items()}, folder / "valid" / "examples.gz")
     fn_args = SimpleNamespace(
@@ -112,3 +112,7 @@ def _feature(value: np.ndarray) -> tf.train.Feature:
     if value.dtype == np.int64:
         return tf.train.Feature(int64_list=tf.train.Int64List(value=np.ravel(value)))
     return tf.train.Feature(float_list=tf.train.FloatList(value=np.ravel(value)))
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32) if values.dtype == np.float64 else values
