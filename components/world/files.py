@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
+import pyarrow as pa
+
 _CHUNK = 1 << 22
 
 
@@ -50,12 +52,16 @@ def make_folder(path: str) -> None:
 
 @contextmanager
 def reading(path: str) -> Iterator[BinaryIO]:
-    """The file, open for random-access reading."""
+    """The file, open for random-access reading.
+
+    A local one is Arrow's own kind of file: Arrow's threads may hold on to a file past the end of the interpreter,
+    which aborts the process if it is a Python object. Read remote Parquet without threads for that reason.
+    """
     if is_remote(path):
         with io.BufferedReader(_Remote(path, "rb"), buffer_size=_CHUNK) as file:
             yield cast(BinaryIO, file)
     else:
-        with open(path, "rb") as file:
+        with pa.OSFile(path) as file:
             yield file
 
 

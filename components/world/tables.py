@@ -230,7 +230,9 @@ def _read_file(
         with _as_parquet(path):
             parquet = pq.ParquetFile(file)
             wanted = _wanted(columns, parquet.schema_arrow.names, path)
-            data = parquet.read(wanted) if row_group is None else parquet.read_row_group(row_group, wanted)
+            threads = not files.is_remote(path)  # see files.reading
+            groups = range(parquet.num_row_groups) if row_group is None else [row_group]
+            data = parquet.read_row_groups(groups, wanted, use_threads=threads)
     return conform(data.select(wanted), table, contract, path)
 
 
@@ -269,7 +271,6 @@ def _read_csv(
     try:
         text = pacsv.read_csv(
             pa.BufferReader(content),
-            read_options=pacsv.ReadOptions(block_size=max(len(content), 1)),
             parse_options=pacsv.ParseOptions(newlines_in_values=True),
             convert_options=convert,
         )

@@ -61,6 +61,7 @@ def test_reviews_alone_are_a_world(folder, tmp_path):
             "'categories': [['Toys', 'Balls', 'Red'], ['Sale']]}",
             "{'asin': 'UNSEEN', 'title': 'x'}",
             "not a record",
+            "{'asin': '000000000X', 'title': 'a second record of it'}",
         ],
         [  # 2018: JSON
             json.dumps(

@@ -68,6 +68,13 @@ def test_any_text_survives_csv(tmp_path_factory, rows):
     assert tables.read_table(str(folder), "videos").to_pydict() == data.to_pydict()
 
 
+def test_a_csv_file_of_many_blocks_keeps_its_line_breaks(tmp_path):
+    # Arrow reads blocks of 1 MiB; this is some 3 MB of titles with a line break in each.
+    data = pa.table({"video_id": [str(i) for i in range(3000)], "title": ["x" * 500 + "\n" + "y" * 500] * 3000})
+    write_csv(tmp_path, "videos", data)
+    assert tables.read_table(str(tmp_path), "videos").combine_chunks().equals(data)
+
+
 def test_a_folder_of_parts_reads_as_one_table(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -238,4 +245,5 @@ def test_local_worlds_need_no_tensorflow(tmp_path):
         f"tables.read_table({str(tmp_path)!r}, 'videos'); sys.exit('tensorflow' in sys.modules)"
     )
     root = Path(tables.__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+    for _ in range(5):  # Arrow's threads once aborted a third of the processes at their end
+        assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
