@@ -48,7 +48,9 @@ class Gate(_Strict):
         at_least: Absolute floor.
         at_most: Absolute ceiling.
         change: How far the metric may move the wrong way against the model now served; 0 means not at all.
-        slices: Features by whose every value the gate is applied; none means over all examples.
+        slices: Slices the gate is applied to: `feature` is every value of it, `feature=value` is one. None means over
+            all examples. A slice of few examples is noise: TFMA cannot leave it out where metrics by user are asked
+            for, so name the values that matter.
     """
 
     metric: str
@@ -76,7 +78,6 @@ class ModelConfig(_Strict):
     training: dict[str, Any] = {}
     gates: tuple[Gate, ...] = Field(min_length=1)
     slices: tuple[str, ...] = ()
-    min_slice_examples: int = Field(default=100, ge=1)
 
 
 class RunConfig(_Strict):

@@ -28,7 +28,7 @@ def eval_config(contract: Contract, model: ModelConfig, prediction_key: str) -> 
     """
     slices = slice_features(contract, model)
     label, user = contract.label.name, contract.user_key.name
-    config = tfma.EvalConfig(
+    return tfma.EvalConfig(
         model_specs=[tfma.ModelSpec(signature_name="serving_default", label_key=label, prediction_key=prediction_key)],
         slicing_specs=[tfma.SlicingSpec(), *(tfma.SlicingSpec(feature_keys=[name]) for name in slices)],
         metrics_specs=[
@@ -51,9 +51,6 @@ def eval_config(contract: Contract, model: ModelConfig, prediction_key: str) -> 
             ),
         ],
     )
-    # Tiny slices are noise: they are neither shown nor gated.
-    config.options.min_slice_size.value = model.min_slice_examples
-    return config
 
 
 def slice_features(contract: Contract, model: ModelConfig) -> list[str]:
@@ -63,7 +60,7 @@ def slice_features(contract: Contract, model: ModelConfig) -> list[str]:
         ContractError: A named feature does not exist, or has more than one value an example.
     """
     names = [f.name for f in contract.select(roles=(Role.SLICE,))]
-    names += [*model.slices, *(name for gate in model.gates for name in gate.slices)]
+    names += [*model.slices, *(name.partition("=")[0] for gate in model.gates for name in gate.slices)]
     for name in names:
         if contract.feature(name).kind is not Kind.ID:
             raise ContractError(
@@ -78,11 +75,16 @@ def _metric(
     config = tfma.MetricConfig(class_name=class_name, config=f'{{{extra}"name": "{name}"}}', module=module)
     for gate in (gate for gate in gates if gate.metric == name):
         # TFMA would check a plain `threshold` on every slice; an empty spec is all examples together.
-        specs = [tfma.SlicingSpec(feature_keys=[feature]) for feature in gate.slices] or [tfma.SlicingSpec()]
+        specs = [_slicing_spec(name) for name in gate.slices] or [tfma.SlicingSpec()]
         config.per_slice_thresholds.extend(
             tfma.PerSliceMetricThreshold(slicing_specs=[spec], threshold=_threshold(gate)) for spec in specs
         )
     return config
+
+
+def _slicing_spec(name: str) -> tfma.SlicingSpec:
+    feature, _, value = name.partition("=")
+    return tfma.SlicingSpec(feature_values={feature: value}) if value else tfma.SlicingSpec(feature_keys=[feature])
 
 
 def _threshold(gate: Gate) -> tfma.MetricThreshold:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import absl.logging
 from ml_metadata import proto
 from ml_metadata.metadata_store import MetadataStore
 from rich.console import Console
@@ -143,6 +144,7 @@ def _progress(console: Console, record: Run, history: History) -> Iterator[None]
     with console.status("Starting") as status:
         watcher = _StepWatcher(console, status, record, history)
         logger = logging.getLogger("absl")
+        absl.logging.set_verbosity(absl.logging.INFO)  # by default absl falls silent once flags are parsed
         logger.addHandler(watcher)
         try:
             yield

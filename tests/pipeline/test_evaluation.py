@@ -19,7 +19,7 @@ def metric(config: tfma.EvalConfig, name: str) -> tfma.MetricConfig:
 
 
 def configured(*gates: Gate, slices: tuple[str, ...] = ()) -> tfma.EvalConfig:
-    model = ModelConfig(gates=gates, slices=slices, min_slice_examples=7)
+    model = ModelConfig(gates=gates, slices=slices)
     return eval_config(contracts.load("microvideo"), model, "score")
 
 
@@ -46,13 +46,19 @@ def test_a_gate_on_slices_gates_every_value_of_the_feature():
     keys = [list(t.slicing_specs[0].feature_keys) for t in metric(config, "auc").per_slice_thresholds]
     assert keys == [["user_novelty"], ["primary_category"]]
     assert not metric(config, "auc").HasField("threshold")
+    assert len(metric(config, "auc").per_slice_thresholds) == 2
+
+
+def test_a_gate_may_name_one_value_of_a_feature():
+    config = configured(Gate(metric="auc", at_least=0.6, slices=("user_novelty=new",)))
+    (bound,) = metric(config, "auc").per_slice_thresholds
+    assert list(bound.slicing_specs) == [tfma.SlicingSpec(feature_values={"user_novelty": "new"})]
 
 
 def test_slices_are_the_contracts_and_the_configurations_without_repetition():
     config = configured(Gate(metric="auc", at_least=0.6, slices=("user_novelty",)), slices=("primary_category",))
     keys = [list(spec.feature_keys) for spec in config.slicing_specs]
     assert keys == [[], ["user_novelty"], ["video_novelty"], ["history_length"], ["primary_category"]]
-    assert config.options.min_slice_size.value == 7
 
 
 def test_label_and_user_key_come_from_the_contract():

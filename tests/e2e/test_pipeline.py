@@ -1,0 +1,283 @@
+"""One small world through the whole pipeline: pushed, cached, resumed, refused, and served as it was evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from ml_metadata.metadata_store import MetadataStore
+from rich.console import Console
+from tfx.orchestration import metadata
+
+from components.importers.demo import import_demo
+from pipeline import cli, config, local_runner, models, recommend
+from pipeline.config import Gate, ModelConfig, RunConfig
+from pipeline.errors import RunFailedError
+from serving.client import Client
+from serving.model_server import server
+from transform.contract import Contract
+
+pytestmark = pytest.mark.e2e
+
+FLOORS = (Gate(metric="auc", at_least=0.55, change=0.01), Gate(metric="logloss", at_most=0.75))
+SETTINGS = RunConfig(
+    name="tiny",
+    contract="microvideo",
+    models={
+        "ranker": ModelConfig(
+            model={"architecture": "mhsa_crossing", "embedding_width": 8},
+            training={"epochs": 3, "batch_size": 256},
+            slices=("primary_category",),
+            gates=FLOORS,
+        )
+    },
+)
+STEPS = [
+    "ImpressionExampleGen",
+    "StatisticsGen",
+    "ContractSchema",
+    "ExampleValidator",
+    "Transform",
+    "Trainer",
+    "ServingBaseline",
+    "Evaluator",
+    "Pusher",
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("world")
+    import_demo(out=str(out), users=120, videos=150, interactions=9000, seed=1)
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "tiny"
+
+
+def run(settings: RunConfig, world: str, folder: Path) -> local_runner.Run:
+    return local_runner.run(settings, world, folder, Console(quiet=True), folder / "test.log")
+
+
+def with_model(settings: RunConfig, model: dict, gates: tuple[Gate, ...] | None = None) -> RunConfig:
+    changed = settings.models["ranker"].model_copy(update={"model": model, **({"gates": gates} if gates else {})})
+    return settings.model_copy(update={"models": {"ranker": changed}})
+
+
+@pytest.fixture(scope="module")
+def died(world, folder) -> RunFailedError:
+    """A first run, which dies while it trains."""
+    with pytest.MonkeyPatch.context() as patch:
+        entry = replace(models.MODELS["ranker"], run_fn="tests.e2e.sabotage.failing_run_fn")
+        patch.setitem(models.MODELS, "ranker", entry)
+        with pytest.raises(RunFailedError) as caught:
+            run(SETTINGS, world, folder)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def pushed(world, folder, died) -> local_runner.Run:
+    """The run that follows, and ends."""
+    return run(SETTINGS, world, folder)
+
+
+@pytest.fixture(scope="module")
+def good_model(pushed, folder) -> Path:
+    return folder / "models" / "ranker" / pushed.served_version["ranker"]
+
+
+def executions(folder: Path) -> dict[str, list[int]]:
+    store = MetadataStore(metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite")))
+    return {
+        context.name.partition(".")[2]: [e.last_known_state for e in store.get_executions_by_context(context.id)]
+        for context in store.get_contexts_by_type("node")
+    }
+
+
+def test_a_failed_step_is_named_with_its_reason_and_the_log(died, folder):
+    assert "step Trainer failed" in str(died)
+    assert "the machine caught fire" in str(died)
+    assert str(folder / "test.log") in str(died)
+
+
+def test_every_step_runs_in_order_and_the_model_is_pushed(pushed, good_model):
+    assert [step.name for step in pushed.steps] == STEPS
+    assert pushed.outcome == "pushed"
+    assert (good_model / "saved_model.pb").is_file()
+
+
+def test_a_run_that_died_continues_where_it_died(pushed):
+    assert [step.name for step in pushed.steps if step.cached] == STEPS[:5]
+
+
+def test_rows_of_all_splits_are_the_rows_of_the_world(pushed):
+    rows = {step.name: step.rows for step in pushed.steps}
+    assert rows["ImpressionExampleGen"] == 9000
+
+
+def test_an_unchanged_run_comes_from_the_cache(pushed, world, folder, good_model):
+    before = executions(folder)
+    again = run(SETTINGS, world, folder)
+    after = executions(folder)
+    assert all(step.cached for step in again.steps)
+    # MLMD: each node has one execution more than before, and none of them did any work (state 5 is CACHED).
+    assert {node: states[-1] for node, states in after.items()} == dict.fromkeys(STEPS, 5)
+    assert {node: len(states) - len(before[node]) for node, states in after.items()} == dict.fromkeys(STEPS, 1)
+    assert again.served_version == pushed.served_version
+    assert [path.name for path in good_model.parent.iterdir()] == [good_model.name]
+
+
+def test_report_is_one_page_about_this_run(pushed, folder):
+    cli._report(folder)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "ranker" in page
+    assert "user_novelty" in page
+
+
+@pytest.fixture
+def spoilt(monkeypatch):
+    sabotage = {"run_fn": "tests.e2e.sabotage.run_fn", "settings": "tests.e2e.sabotage.Settings"}
+    entry = replace(models.MODELS["ranker"], **sabotage)
+    monkeypatch.setitem(models.MODELS, "ranker", entry)
+
+
+def failed_gates(record: local_runner.Run) -> list:
+    from pipeline.report.gates import gates
+
+    return [gate for gate in gates(record.artifacts["ranker"]["evaluation"]) if not gate.passed]
+
+
+def test_a_worse_model_is_refused_by_the_change_gate_alone(pushed, good_model, world, folder, spoilt):
+    record = run(with_model(SETTINGS, {"good": str(good_model), "noise": 0.6}), world, folder)
+    assert record.outcome == "refused"
+    assert {(gate.metric, gate.kind, gate.slice) for gate in failed_gates(record)} == {("auc", "change", "overall")}
+    assert [path.name for path in good_model.parent.iterdir()] == [good_model.name]  # nothing was pushed
+
+
+def test_a_model_worse_on_one_slice_only_is_refused(pushed, good_model, world, folder, spoilt):
+    gates = (
+        Gate(metric="auc", at_least=0.5, change=0.4),
+        Gate(metric="auc", at_least=0.4, change=0.4, slices=("user_novelty=known",)),
+        Gate(metric="auc", at_least=0.45, slices=(f"primary_category={(category := some_category(pushed))}",)),
+    )
+    flipped = {"good": str(good_model), "flip": ["primary_category", category]}
+    record = run(with_model(SETTINGS, flipped, gates), world, folder)
+    assert record.outcome == "refused"
+    assert {gate.slice for gate in failed_gates(record)} == {f"primary_category:{category}"}
+    assert [path.name for path in good_model.parent.iterdir()] == [good_model.name]
+
+
+def some_category(record: local_runner.Run) -> str:
+    """The category on which the good model is best, by its own evaluation."""
+    import tensorflow_model_analysis as tfma
+
+    result = tfma.load_eval_result(record.artifacts["ranker"]["evaluation"], model_name="candidate")
+    found = {
+        key[0][1]: metrics[""][""]["auc"]["doubleValue"]
+        for key, metrics in result.slicing_metrics
+        if key and key[0][0] == "primary_category"
+    }
+    return max(found, key=found.__getitem__)
+
+
+def test_a_refusal_shows_a_table_and_leaves_with_code_3(pushed, good_model, world, folder, spoilt, capfd):
+    settings = with_model(SETTINGS, {"good": str(good_model), "noise": 0.6})
+    with pytest.raises(typer.Exit) as caught:
+        cli._run(settings, world, folder)
+    assert caught.value.exit_code == 3
+    screen = capfd.readouterr().out
+    assert "ranker was refused" in screen
+    assert "auc" in screen
+
+
+@pytest.fixture(scope="module")
+def served(good_model):
+    with server.start(str(good_model.parent.parent)) as running, Client(f"127.0.0.1:{running.port}") as client:
+        client.wait_until_ready("ranker", timeout_seconds=30)
+        yield client
+
+
+def test_evaluated_scores_are_served_scores(pushed, good_model, served):
+    """The same raw rows through TFMA's own predictor and through gRPC."""
+    import apache_beam as beam
+    import tensorflow as tf
+    import tensorflow_model_analysis as tfma
+
+    from pipeline.evaluation import eval_config
+
+    contract = Contract.from_json(pushed.contract)
+    files = tf.io.gfile.glob(f"{pushed.artifacts['ranker']['examples']}/Split-test/*")
+    raw = [record.numpy() for record in tf.data.TFRecordDataset(files, "GZIP").take(200)]
+    evaluation = tfma.utils.update_eval_config_with_defaults(
+        eval_config(contract, SETTINGS.models["ranker"], "score"), has_baseline=False
+    )
+    shared_model = tfma.default_eval_shared_model(str(good_model), eval_config=evaluation)
+    extractors = tfma.default_extractors(eval_shared_model=shared_model, eval_config=evaluation)
+    evaluated: dict[bytes, float] = {}
+
+    def keep(extract):
+        inputs = np.asarray(extract["input"]).ravel()
+        for example, score in zip(inputs, np.asarray(extract["predictions"]["score"]).ravel(), strict=True):
+            evaluated[bytes(example)] = float(score)
+
+    with beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions(["--direct_running_mode=in_memory"])) as p:
+        extracts = (
+            p | beam.Create(raw) | tfma.BatchedInputsToExtracts()
+            if False
+            else (p | beam.Create(raw) | tfma.InputsToExtracts())
+        )
+        for extractor in extractors:
+            extracts = extracts | extractor.stage_name >> extractor.ptransform
+        extracts | beam.Map(keep)
+    answered = served.predict_examples("ranker", raw)["score"]
+    np.testing.assert_allclose([evaluated[example] for example in raw], answered, atol=1e-6)
+
+
+def test_feed_holds_unseen_videos_best_first(pushed, served):
+    record = json.loads(json.dumps({"contract": pushed.contract, "world": pushed.world}))
+    user = cli._busiest_user(pushed.world)
+    feed = recommend.recommend(record, user, 5, served)
+    from components.world import tables
+
+    interactions = tables.read_table(pushed.world, "interactions", ["user_id", "video_id"]).to_pylist()
+    seen = {row["video_id"] for row in interactions if row["user_id"] == user}
+    scores = [entry.score for entry in feed.entries]
+    assert feed.known_user
+    assert feed.seen == len(seen)
+    assert not {entry.video_id for entry in feed.entries} & seen
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == 5
+
+
+def test_an_unknown_user_gets_a_cold_start_feed(pushed, served):
+    record = {"contract": pushed.contract, "world": pushed.world}
+    feed = recommend.recommend(record, "nobody", 3, served)
+    assert not feed.known_user
+    assert feed.seen == 0
+    assert len(feed.entries) == 3
+    assert np.isfinite([entry.score for entry in feed.entries]).all()
+
+
+def test_recommend_prints_json_only(pushed, folder):
+    command = [sys.executable, "-m", "pipeline.cli", "recommend", "--run", str(folder), "--user", "nobody", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=300, check=True)
+    assert len(json.loads(done.stdout)["entries"]) == 10
+    assert done.stderr == ""
+
+
+def test_configurations_demo_and_movielens_fit_their_contracts():
+    from pipeline.evaluation import eval_config
+    from transform import contract as contracts
+
+    for name in ("demo", "movielens"):
+        settings = config.load(name)
+        eval_config(contracts.load(settings.contract), settings.models["ranker"], "score")
