@@ -9,8 +9,8 @@ PACKAGES = ["components", "pipeline", "serving", "trainer", "transform"]
 # The direct dependencies; `requirements.lock` pins these and everything below them.
 INSTALL_REQUIRES = [
     "apache-beam[gcp]==2.65.0",
+    "jinja2",
     "kfp==2.5.0",
-    "matplotlib",
     "ml-metadata==1.16.0",
     "numpy==1.26.4",
     "protobuf==3.20.3",

@@ -121,6 +121,8 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         ) from error
     finally:
         record.finished = time.time()
+        ran = {step.name for step in record.steps}
+        record.artifacts = {name: history.artifacts(name, ran) for name in config.models}
         (folder / "run.json").write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
     return record
 
@@ -130,9 +132,8 @@ def _running(record: Run) -> str:
 
 
 def _conclude(record: Run, history: History) -> None:
-    """Read from MLMD what the run produced and whether its models were pushed."""
+    """Read from MLMD whether the run's models were pushed."""
     for name in record.config["models"]:
-        record.artifacts[name] = history.artifacts(name)
         record.served_version[name] = history.pushed_version(name)
     blessed = [history.blessed(name) for name in record.config["models"]]
     record.outcome = "pushed" if all(blessed) else "refused"
@@ -201,15 +202,18 @@ class History:
         ]
         return execution.last_known_state == proto.Execution.CACHED, rows[0] if rows else None
 
-    def artifacts(self, model: str) -> dict[str, str]:
-        """Folders of what the newest execution of every node made, by the names in `RECORDED`."""
+    def artifacts(self, model: str, nodes: set[str]) -> dict[str, str]:
+        """Folders of what the newest execution of the named nodes made, by the names in `RECORDED`.
+
+        Args:
+            model: Nodes of other models (`NODE.MODEL`) are left out.
+            nodes: Ids of nodes.
+        """
         store = self._store()
         found: dict[str, str] = {}
-        for context in store.get_contexts_by_type("node"):
-            node = context.name.rpartition(".")[0]  # the context is called PIPELINE.NODE, and NODE may have ".MODEL"
-            execution = self._newest_in(store, context)
-            other = "." in context.name.partition(".")[2] and not context.name.endswith(f".{model}")
-            if execution is None or other or not node:
+        for node in nodes:
+            execution = self._newest(store, node)
+            if execution is None or node.partition(".")[2] not in ("", model):
                 continue
             for artifact in _outputs(store, execution):
                 kind = store.get_artifact_types_by_id([artifact.type_id])[0].name
@@ -220,7 +224,7 @@ class History:
     def blessed(self, model: str) -> bool:
         """Whether the model of the newest run passed its gates."""
         store = self._store()
-        execution = self._newest(store, "Evaluator", model)
+        execution = self._newest(store, *_nodes("Evaluator", model))
         assert execution is not None, "the run ended, so Evaluator ran"
         return any(
             a.custom_properties["blessed"].int_value == 1
@@ -231,7 +235,7 @@ class History:
     def pushed_version(self, model: str) -> str:
         """The version the newest run of Pusher pushed; empty if it pushed none."""
         store = self._store()
-        execution = self._newest(store, "Pusher", model)
+        execution = self._newest(store, *_nodes("Pusher", model))
         if execution is None:
             return ""
         versions = [a.custom_properties["pushed_version"].string_value for a in _outputs(store, execution)]
@@ -246,22 +250,24 @@ class History:
         """
         now = served_version(Path(models) / model)
         store = self._store()
-        baseline = self._newest(store, "ServingBaseline", model)
+        baseline = self._newest(store, *_nodes("ServingBaseline", model))
         if baseline is not None and now == self.pushed_version(model):
             return baseline.custom_properties["served_version"].string_value
         return now
 
-    def _newest(self, store: MetadataStore, node: str, model: str = "") -> proto.Execution | None:
-        for context in store.get_contexts_by_type("node"):
-            name = context.name.partition(".")[2]
-            if name in (node, f"{node}.{model}"):
-                return self._newest_in(store, context)
-        return None
-
-    @staticmethod
-    def _newest_in(store: MetadataStore, context: proto.Context) -> proto.Execution | None:
-        executions = store.get_executions_by_context(context.id)
+    def _newest(self, store: MetadataStore, *nodes: str) -> proto.Execution | None:
+        """The newest execution of the first of these nodes that ever ran."""
+        contexts = {context.name.partition(".")[2]: context.id for context in store.get_contexts_by_type("node")}
+        node = next((node for node in nodes if node in contexts), None)  # a context is called PIPELINE.NODE
+        if node is None:
+            return None
+        executions = store.get_executions_by_context(contexts[node])
         return max(executions, key=lambda execution: execution.id, default=None)
+
+
+def _nodes(component: str, model: str) -> tuple[str, str]:
+    """What a model's node is called: with the model's name where a run has several models."""
+    return f"{component}.{model}", component
 
 
 def _outputs(store: MetadataStore, execution: proto.Execution) -> list[proto.Artifact]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 
 from tfx.components import Evaluator, Pusher, StatisticsGen, Trainer, Transform
@@ -15,7 +13,7 @@ from components.contract_schema.component import ContractSchema
 from components.example_validator.component import ExampleValidator
 from components.impression_example_gen.component import ImpressionExampleGen
 from components.serving_baseline.component import ServingBaseline
-from pipeline.config import ModelConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.evaluation import eval_config
 from pipeline.models import MODELS
 from transform.contract import Contract
@@ -95,7 +93,7 @@ def _model_nodes(
             "contract": contract.to_json(),
             "model": model.model,
             "training": model.training,
-            "checkpoint_dir": f"{at.root}/checkpoints/{name}-{_training_key(config, contract, model, at)}",
+            "checkpoint_dir": f"{at.root}/checkpoints/{name}",
         },
     )
     destination = f"{at.models}/{name}"
@@ -121,12 +119,6 @@ def _model_nodes(
     if len(config.models) > 1:
         chain = [node.with_id(f"{type(node).__name__}.{name}") for node in chain]
     return chain
-
-
-def _training_key(config: RunConfig, contract: Contract, model: ModelConfig, at: Locations) -> str:
-    """Identity of a training: a killed one resumes from its checkpoint, a different one never sees it."""
-    parts = [contract.to_json(), config.splits.model_dump_json(), model.model, model.training, at.world_fingerprint]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def build(
