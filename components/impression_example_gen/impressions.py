@@ -219,9 +219,8 @@ def serving_rows(
         One row for each candidate, in their order; a missing value is left out. Features from columns of the
         interactions are missing: whoever asks knows them (the device, say) and may add them.
     """
-    users, videos, past = (read_needed(world, name, contract) for name in tables.KEYS if name != "frame_feedback")
+    users, videos, past = (_read_needed(world, name, contract) for name in ("users", "videos", "interactions"))
     past = prepare(past, contract, Splits("time", 1, 0, 0))
-    past = past.filter(pc.less(past["at"], at))
     ids = pa.array(videos["video_id"].to_pylist() if video_ids is None else list(video_ids), pa.string())
     if len(ids) == 0:
         return []
@@ -233,7 +232,7 @@ def serving_rows(
     return features.rows(contract.inputs, feature_columns(rows, contract.inputs))
 
 
-def read_needed(world: str, table: str, contract: Contract) -> pa.Table:
+def _read_needed(world: str, table: str, contract: Contract) -> pa.Table:
     """The needed columns of a table, without the optional ones that it lacks."""
     found = tables.read_table(world, table, present_columns(world, table, contract), contract)
     return found.combine_chunks()

@@ -1,5 +1,6 @@
 """The point-in-time logic, by hand and against an oracle that looks at every pair of events."""
 
+import itertools
 import math
 from datetime import datetime, timezone
 
@@ -210,6 +211,12 @@ def test_histories_are_the_last_strictly_earlier_positives(run_steps, rows):
 def test_order_of_rows_and_number_of_partitions_change_nothing(run_steps, rows, data):
     expected = run_steps(rows, splits=TIME, parts=1)
     assert run_steps(data.draw(st.permutations(rows)), splits=TIME, parts=7) == expected
+
+
+def test_events_of_one_second_enter_a_history_in_the_same_order_whatever_the_order_of_rows(run_steps):
+    rows = [("ann", "a", 1, 5.0), ("ann", "b", 1, 5.0), ("ann", "c", 1, 5.0), ("ann", "d", 2, 5.0)]
+    expected = run_steps(rows)[-1]["history"]
+    assert all(run_steps(list(order))[-1]["history"] == expected for order in itertools.permutations(rows))
 
 
 @settings(max_examples=40, deadline=None)
