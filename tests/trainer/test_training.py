@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from trainer.data import Split
 from trainer.keras_version import keras
 from trainer.ranker import Config, build_model, run_fn
-from trainer.training import TrainingConfig, auc, fit, logloss
+from trainer.training import TrainingConfig, auc, fit, is_chief, logloss
 from transform.contract import ContractError, parse
 
 ROOT = Path(__file__).parent.parent.parent
@@ -171,6 +171,21 @@ def test_two_replicas_reach_the_loss_of_one(tmp_path: Path):
     two = json.loads((tmp_path / "two" / "run" / "history.json").read_text())
     for name in ("loss", "val_loss", "val_auc"):
         np.testing.assert_allclose([e[name] for e in two], [e[name] for e in one], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "task", "chief"),
+    [
+        ({"worker": ["a:1", "b:1"]}, {"type": "worker", "index": 0}, True),
+        ({"worker": ["a:1", "b:1"]}, {"type": "worker", "index": 1}, False),
+        ({"chief": ["c:1"], "worker": ["a:1"]}, {"type": "worker", "index": 0}, False),
+        ({"chief": ["c:1"], "worker": ["a:1"]}, {"type": "chief", "index": 0}, True),
+    ],
+)
+def test_one_worker_of_a_cluster_writes(monkeypatch: pytest.MonkeyPatch, cluster: Any, task: Any, chief: bool):
+    assert is_chief()  # alone
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
+    assert is_chief() == chief
 
 
 def test_a_split_smaller_than_a_batch_still_trains(tmp_path: Path):
