@@ -174,7 +174,7 @@ def report(
     runs: Runs = Path("runs"),
 ) -> None:
     """Write one self-contained HTML page about a run."""
-    from pipeline.recommend import newest_run
+    from pipeline.runs import newest_run
 
     _report(folder or newest_run(runs))
 
@@ -190,7 +190,7 @@ def serve(
     runs: Runs = Path("runs"),
 ) -> None:
     """Serve models over TF Serving's gRPC and REST interfaces until interrupted."""
-    from pipeline.recommend import load_run, newest_run
+    from pipeline.runs import load_run, newest_run
 
     folder = str(models) if models else load_run(newest_run(runs))["models"]
     if not Path(folder).is_dir():
@@ -214,7 +214,7 @@ def recommend(
     runs: Runs = Path("runs"),
 ) -> None:
     """Print a feed for one user."""
-    from pipeline.recommend import newest_run
+    from pipeline.runs import newest_run
 
     _recommend(folder or newest_run(runs), user, n, target, as_json)
 
@@ -301,12 +301,13 @@ def _report(folder: Path) -> None:
 
 def _recommend(folder: Path, user: str, n: int, target: str | None, as_json: bool) -> None:
     from pipeline import screen
+    from pipeline.runs import load_run
 
+    record = load_run(folder)
     with screen.quiet(folder / "logs" / "recommend.log") as console:
         from pipeline import recommend as feeds
         from serving.client import ServingError
 
-        record = feeds.load_run(folder)
         try:
             with feeds.served(record["models"], target) as client:
                 feed = feeds.recommend(record, user, n, client)

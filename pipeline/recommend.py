@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ import numpy as np
 from components.impression_example_gen import impressions
 from components.world import tables
 from serving.client import Client
-from transform.contract import Contract, ContractError, Kind, Role
+from transform.contract import Contract, Kind, Role
 
 MODEL = "ranker"
 
@@ -47,38 +45,13 @@ class Feed:
     entries: list[FeedEntry]
 
 
-def load_run(folder: Path) -> dict[str, Any]:
-    """The record of a run.
-
-    Raises:
-        ContractError: There is none in this folder.
-    """
-    path = folder / "run.json"
-    if not path.is_file():
-        raise ContractError(f"no run in {folder}: expected {path}; `shortlist run` or `shortlist demo` writes it")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
-
-
-def newest_run(runs: Path) -> Path:
-    """The folder of the run that ended last.
-
-    Raises:
-        ContractError: There is none.
-    """
-    records = sorted(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-    if not records:
-        raise ContractError(f"no run in {runs}/ yet: start with `shortlist demo`, or `shortlist run --config FILE`")
-    return records[-1].parent
-
-
 def recommend(run: dict[str, Any], user_id: str, n: int, client: Client) -> Feed:
     """The n best videos for a user, among those the user has not seen.
 
     The clock is the world's: the moment after its last event.
 
     Args:
-        run: A record of `load_run`.
+        run: A record of `pipeline.runs.load_run`.
         user_id: May be unknown: the feed is then a cold-start one.
         n: Length of the feed, at least 1.
         client: Where the model answers.

@@ -6,6 +6,7 @@ import tensorflow_model_analysis as tfma
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import config as run_configs
 from pipeline.config import Gate, ModelConfig
 from pipeline.evaluation import eval_config
 from pipeline.recall_at_k import recall_at_k
@@ -100,3 +101,10 @@ def test_recall_grows_with_k_up_to_one(pairs, k):
         assert labels.sum() == 0
     else:
         assert 0 <= here <= further <= recall_at_k(labels, scores, len(pairs)) == 1
+
+
+@pytest.mark.parametrize("name", ["demo", "movielens"])
+def test_built_in_configurations_fit_their_contracts(name):
+    settings = run_configs.load(name)
+    config = eval_config(contracts.load(settings.contract), settings.models["ranker"], "score")
+    assert len(config.slicing_specs) > 1

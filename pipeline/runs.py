@@ -1,0 +1,34 @@
+"""Finds runs on disk. Imports nothing slow: the command line asks before it loads TensorFlow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transform.contract import ContractError
+
+
+def load_run(folder: Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        ContractError: There is none in this folder.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise ContractError(f"no run in {folder}: expected {path}; `shortlist run` or `shortlist demo` writes it")
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def newest_run(runs: Path) -> Path:
+    """The folder of the run that ended last.
+
+    Raises:
+        ContractError: There is none.
+    """
+    records = sorted(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    if not records:
+        raise ContractError(f"no run in {runs}/ yet: start with `shortlist demo`, or `shortlist run --config FILE`")
+    return records[-1].parent
