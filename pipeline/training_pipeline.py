@@ -80,6 +80,7 @@ def _model_nodes(
         preprocessing_fn=entry.preprocessing_fn,
         custom_config={"contract": contract.to_json()},
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "valid"]),
+        disable_statistics=True,  # StatisticsGen has them, and nobody reads these
     )
     transform.add_upstream_node(validator)
     trainer = Trainer(

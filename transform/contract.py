@@ -56,6 +56,8 @@ DERIVED: dict[str, Kind] = {
     "user_history": Kind.HISTORY,  # videos the user reacted to positively
     "user_events": Kind.NUMBER,  # how many events the user had
     "user_positive_rate": Kind.NUMBER,  # (positives + 1) / (events + 2) of the user
+    "user_category_events": Kind.NUMBER,  # how many events the user had with videos of this primary category
+    "user_category_positive_rate": Kind.NUMBER,  # (positives + 1) / (events + 2) of those
     "video_events": Kind.NUMBER,
     "video_positive_rate": Kind.NUMBER,
     "video_age_hours": Kind.NUMBER,  # hours from published_at to the impression, at least 0

@@ -99,8 +99,8 @@ def needed(contract: Contract, table: str) -> list[str]:
     """The columns of a table that impressions are made of, the keys first."""
     used = [feature.column for feature in contract.features if feature.table == table]
     keys = {"interactions": ["user_id", "video_id", "at"], "users": ["user_id"], "videos": ["video_id"]}[table]
-    if table == "videos" and "derived.video_age_hours" in _sources(contract):
-        keys = [*keys, "published_at"]
+    if table == "videos":
+        keys = [*keys, *_for_derivations(contract)]
     return list(dict.fromkeys([*keys, *used]))
 
 
@@ -154,9 +154,6 @@ def with_videos(events: pa.Table, videos: pa.Table | None, contract: Contract) -
         "derived.video_novelty": _novelty(group, events),
         "derived.video_age_hours": _age_hours(table),
     }
-    table = table.drop(
-        [name for name in ("videos.published_at",) if name in set(table.column_names) - _sources(contract)]
-    )
     return _append(table, {name: values for name, values in derived.items() if name in _sources(contract)})
 
 
@@ -170,10 +167,13 @@ def with_users(events: pa.Table, users: pa.Table | None, contract: Contract) -> 
     """
     group = _codes(events["user_id"])
     past = _earlier(group, events, ties=stable_hash(single_array(events["video_id"])))
+    of_category = _earlier(_by_category(group, events), events)
     hours = events["at"].to_numpy() // 3600 % 24
     derived = {
         "derived.user_events": past.events,
         "derived.user_positive_rate": past.positive_rate,
+        "derived.user_category_events": of_category.events,
+        "derived.user_category_positive_rate": of_category.positive_rate,
         "derived.user_novelty": _novelty(group, events),
         "derived.history_length": np.array(HISTORY_BUCKETS)[np.searchsorted([1, 6, 21], past.positives, side="right")],
         "derived.hour_of_day": np.array([str(hour) for hour in range(24)])[hours],
@@ -227,7 +227,7 @@ def serving_rows(
     asked = _questions(ids, user_id, at, past.schema)
     seen = past.filter(pc.is_in(past["video_id"], value_set=ids))
     candidates = with_videos(pa.concat_tables([seen, asked]).combine_chunks(), videos, contract)[len(seen) :]
-    own = past.filter(pc.equal(past["user_id"], user_id))
+    own = with_videos(past.filter(pc.equal(past["user_id"], user_id)), videos, contract)
     rows = with_users(pa.concat_tables([own, candidates], promote=True).combine_chunks(), users, contract)[len(own) :]
     return features.rows(contract.inputs, feature_columns(rows, contract.inputs))
 
@@ -370,10 +370,27 @@ def _codes(column: pa.ChunkedArray) -> Ints:
     return np.asarray(single_array(column).dictionary_encode().indices.to_numpy(), np.int64)
 
 
+def _by_category(group: Ints, events: pa.Table) -> Ints:
+    """A number for each row, equal where both the group and the video's primary category are; none is one too."""
+    if "videos.primary_category" not in events.column_names:
+        return group
+    category = _codes(pa.chunked_array([pc.fill_null(single_array(events["videos.primary_category"]), "")]))
+    return np.asarray(np.unique(group * (category.max(initial=0) + 1) + category, return_inverse=True)[1], np.int64)
+
+
 def _append(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values) if isinstance(values, np.ndarray) else values)
     return table
+
+
+def _for_derivations(contract: Contract) -> list[str]:
+    """The columns of `videos` that derived features are made of."""
+    made_of = {
+        "published_at": {"derived.video_age_hours"},
+        "primary_category": {"derived.user_category_events", "derived.user_category_positive_rate"},
+    }
+    return [column for column, derived in made_of.items() if derived & _sources(contract)]
 
 
 def _sources(contract: Contract) -> set[str]:

@@ -29,6 +29,8 @@ features:
   - {name: video_rate, kind: number, role: video, source: derived.video_positive_rate}
   - {name: age, kind: number, role: video, source: derived.video_age_hours}
   - {name: hour, kind: id, role: context, vocabulary: hour, source: derived.hour_of_day}
+  - {name: taste_events, kind: number, role: context, source: derived.user_category_events}
+  - {name: taste_rate, kind: number, role: context, source: derived.user_category_positive_rate}
   - {name: device, kind: id, role: context, vocabulary: device, source: interactions.device, optional: true}
   - {name: liked, kind: number, role: label, source: interactions.rating, positive_above: 3, negative_below: 3}
   - {name: user_novelty, kind: id, role: slice, source: derived.user_novelty}
@@ -42,6 +44,7 @@ VIDEOS = pa.table(
         "title": ["Cats, cats", None, "Chess", "Rain"],
         "tags": [["pets", "fun"], [], None, ["calm"]],
         "duration_seconds": [10.0, None, 30.0, 40.0],
+        "primary_category": ["pets", "pets", "games", None],
         "published_at": [0, 7200, None, 0],
         "look": pa.array([[1.0, 0.0], None, [0.25, 0.5], [0.0, 1.0]], pa.list_(pa.float32())),
     }

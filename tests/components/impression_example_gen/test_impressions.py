@@ -134,6 +134,24 @@ def test_novelty_asks_for_an_impression_in_the_train_split(run_steps):
     assert [(row["user_novelty"], row["video_novelty"]) for row in rows[2:]] == [("known", "new"), ("new", "known")]
 
 
+CATEGORY = {"a": "pets", "b": "pets", "c": "games"}  # d has none
+
+
+def test_counters_of_a_category_are_the_users_own(run_steps):
+    # Before 50 ann met pets twice (a liked, b not) and games once; bob's liking of b is not hers.
+    rows = run_steps(
+        [
+            ("ann", "a", 10, 5.0),
+            ("ann", "b", 20, 1.0),
+            ("ann", "c", 30, 5.0),
+            ("bob", "b", 40, 5.0),
+            ("ann", "b", 50, 5.0),
+        ]
+    )
+    assert [row["taste_events"] for row in rows] == [0, 1, 0, 0, 2]
+    assert rows[-1]["taste_rate"] == 0.5  # (1 + 1) / (2 + 2)
+
+
 def _oracle(rows, videos, users):
     """Every row's outcome and derived features, by looking at every other row."""
     events = [row for row in rows if row[3] is not None and not math.isnan(row[3])]
@@ -148,6 +166,7 @@ def _oracle(rows, videos, users):
 
     for user, video, at, rating in rows:
         (user_events, liked), (video_events, likes) = past(0, user, at), past(1, video, at)
+        same = [e for e in events if e[0] == user and e[2] < at and CATEGORY.get(e[1]) == CATEGORY.get(video)]
         yield {
             "outcome": "missing label"
             if (user, video, at, rating) not in events
@@ -164,6 +183,8 @@ def _oracle(rows, videos, users):
             "user_rate": np.float32((len(liked) + 1) / (user_events + 2)),
             "video_events": video_events,
             "video_rate": np.float32((len(likes) + 1) / (video_events + 2)),
+            "taste_events": len(same),
+            "taste_rate": np.float32((sum(e[3] > 3 for e in same) + 1) / (len(same) + 2)),
             "times_of_history": [e[2] for e in liked][-2:],
             "user_novelty": known(0, user),
             "video_novelty": known(1, video),
@@ -239,6 +260,8 @@ def test_an_unknown_user_gets_rows_without_what_nobody_knows(make_world, contrac
         "history": [],
         "user_events": 0.0,
         "user_rate": 0.5,
+        "taste_events": 0.0,
+        "taste_rate": 0.5,
         "video_id": "a",
         "title": "Cats, cats",
         "tags": ["pets", "fun"],
