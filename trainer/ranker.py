@@ -56,11 +56,14 @@ class Attention(Settings):
         heads: Heads a layer.
         width: Width of one head.
         layers: Layers, each with a residual.
+        residual: `identity` adds to the field vectors; `projected` is AutoInt's, a ReLU over a projection of them, with
+            0.003 less validation AUC on MovieLens with ids (one seed). The baseline `autoint` is always projected.
     """
 
     heads: int = Field(default=2, ge=1)
     width: int = Field(default=8, ge=1)
-    layers: int = Field(default=2, ge=1)
+    layers: int = Field(default=1, ge=1)
+    residual: Literal["identity", "projected"] = "identity"
 
 
 class Crossing(Settings):
@@ -95,7 +98,8 @@ class Config(Settings):
     Attributes:
         architecture: `mhsa_crossing`, or the name of a baseline.
         embedding_width: D.
-        embedding_l2: L2 penalty on embedding tables.
+        embedding_l2: L2 penalty on embedding tables, added to the mean loss. What is best falls as the number of ids
+            grows; the default had the best validation AUC on MovieLens (3,000 users) and the demo world.
         linear_l2: L2 penalty on first-order weights.
         id_dropout: Share of ids replaced by an out-of-vocabulary index in training, for cold start.
         linear: Whether the first-order part over raw fields joins the score.
@@ -110,7 +114,7 @@ class Config(Settings):
 
     architecture: str = "mhsa_crossing"
     embedding_width: int = Field(default=16, ge=1)
-    embedding_l2: float = Field(default=1e-5, ge=0)
+    embedding_l2: float = Field(default=1e-3, ge=0)
     linear_l2: float = Field(default=1e-5, ge=0)
     id_dropout: float = Field(default=0.0, ge=0, lt=1)
     linear: bool = True
@@ -173,7 +177,7 @@ def _mhsa_crossing(fields: Fields, config: Config) -> tuple[tf.Tensor, tf.Tensor
     representation, attention = fields.vectors, config.attention
     if attention is not None:
         for _ in range(attention.layers):
-            layer = MultiHeadSelfAttention(attention.heads, attention.width)
+            layer = MultiHeadSelfAttention(attention.heads, attention.width, attention.residual)
             representation = layer((representation, fields.mask))
     parts = [keras.layers.Flatten()(representation)]
     if config.crossing:

@@ -54,22 +54,24 @@ def test_masked_softmax_has_a_finite_gradient_where_all_is_absent():
     assert tape.gradient(total, scores).numpy().tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.parametrize("residual", ["projected", "identity"])
 @pytest.mark.parametrize(("heads", "width"), [(1, 4), (2, 3)])
-def test_self_attention_follows_its_equation(heads: int, width: int):
-    layer, x = MultiHeadSelfAttention(heads, width), draw(7, 2, 5, 6)
+def test_self_attention_follows_its_equation(heads: int, width: int, residual: str):
+    layer, x = MultiHeadSelfAttention(heads, width, residual), draw(7, 2, 5, 6)
     w = randomised(layer, x, ones(2, 5))
-    expected = np.zeros((2, 5, heads * width))
-    for b, i in itertools.product(range(2), range(5)):
-        for h in range(heads):
-            part = slice(h * width, (h + 1) * width)
-            query, keys, values = (
-                x[b, i] @ w["kernel_q"][:, part],
-                x[b] @ w["kernel_k"][:, part],
-                x[b] @ w["kernel_v"][:, part],
-            )
-            expected[b, i, part] = softmax(keys @ query / np.sqrt(width)) @ values
-        expected[b, i] = np.maximum(expected[b, i] + x[b, i] @ w["kernel_r"], 0)
+    attended = np.zeros((2, 5, heads * width))
+    for b, i, h in itertools.product(range(2), range(5), range(heads)):
+        part = slice(h * width, (h + 1) * width)
+        query, keys, values = (x[b] @ w[f"kernel_{name}"][:, part] for name in "qkv")
+        attended[b, i, part] = softmax(keys @ query[i] / np.sqrt(width)) @ values
+    projected = residual == "projected"
+    expected = np.maximum(attended + x @ w["kernel_r"], 0) if projected else x + attended @ w["kernel_o"]
     np.testing.assert_allclose(layer((x, ones(2, 5))), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_self_attention_with_identity_residual_starts_as_if_it_were_not_there():
+    x = draw(7, 2, 5, 6)
+    np.testing.assert_array_equal(MultiHeadSelfAttention(2, 3, "identity")((x, ones(2, 5))), x)
 
 
 @given(seed=seeds, order=st.permutations(range(4)))
@@ -81,10 +83,10 @@ def test_self_attention_moves_with_its_fields(seed: int, order: list[int]):
     np.testing.assert_allclose(permuted, tf.gather(layer((x, ones(2, 4))), order, axis=1), rtol=1e-4, atol=1e-4)
 
 
-@given(seed=seeds)
+@given(seed=seeds, residual=st.sampled_from(["projected", "identity"]))
 @few
-def test_self_attention_with_a_masked_field_is_self_attention_without_it(seed: int):
-    layer, x, mask = MultiHeadSelfAttention(2, 3), draw(seed, 2, 4, 5), ones(2, 4)
+def test_self_attention_with_a_masked_field_is_self_attention_without_it(seed: int, residual: str):
+    layer, x, mask = MultiHeadSelfAttention(2, 3, residual), draw(seed, 2, 4, 5), ones(2, 4)
     mask[:, 1] = 0
     randomised(layer, x, mask)
     got = layer((x, mask)).numpy()
@@ -222,7 +224,7 @@ def test_id_dropout_trains_the_unknown_and_leaves_padding_and_inference_alone():
 @pytest.mark.parametrize(
     "layer",
     [
-        MultiHeadSelfAttention(3, 5),
+        MultiHeadSelfAttention(3, 5, "identity"),
         AttentionCrossing(7),
         UserGuidedAttention(3),
         TargetAttention(2),

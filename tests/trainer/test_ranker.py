@@ -47,7 +47,8 @@ def test_a_switch_takes_its_part_out_of_the_graph(world: Any, switch: dict[str, 
 
 def test_the_low_order_form_is_one_weighted_sum_of_both_representations(world: Any):
     # eq. 1: N = 9 fields less 2 modalities plus the fused one = 8; S has 8 * 2 heads * 3 = 48 values, P has D = 5
-    config = Config.of({"linear": False, "deep": None, "embedding_width": 5, "attention": {"width": 3}}, "model")
+    attention = {"width": 3, "residual": "projected"}
+    config = Config.of({"linear": False, "deep": None, "embedding_width": 5, "attention": attention}, "model")
     model = build_model(config, world.contract, world.sizes)
     kernels = [layer.kernel.shape.as_list() for layer in model.layers if type(layer) is keras.layers.Dense]
     assert [shape for shape in kernels if shape[1] == 1] == [[48 + 5, 1]]
