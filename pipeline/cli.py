@@ -277,7 +277,7 @@ def _print_outcome(console: Console, record: Run, folder: Path) -> None:
         failed = [gate for gate in gates(artifacts["evaluation"]) if not gate.passed]
         if not failed:
             version = record.served_version[model]
-            console.print(f"[green]Pushed[/] {model} version {version} to {record.models}/{model}", highlight=False)
+            console.print(f"[green]Pushed[/] {model} version {version} to {folder}/models/{model}", highlight=False)
             continue
         table = Table(title=f"{model} was refused: nothing is pushed", title_style="bold red")
         for column in ("metric", "slice", "gate", "needed", "got", "served model"):
@@ -333,7 +333,8 @@ def _print_feed(console: Console, feed: Feed) -> None:
     if explained:
         table.add_column("attention")
     for rank, entry in enumerate(feed.entries, start=1):
-        weights = ", ".join(f"{name.removesuffix('_vector')} {w:.0%}" for name, w in entry.modality_weights.items())
+        present = {name.removesuffix("_vector"): w for name, w in entry.modality_weights.items() if w > 0}
+        weights = ", ".join(f"{name} {w:.0%}" for name, w in present.items()) or "no content vectors"
         cells = [str(rank), entry.video_id, entry.title, entry.category, f"{entry.score:.3f}"]
         table.add_row(*cells, *([weights] if explained else []))
     console.print(table)
