@@ -108,12 +108,8 @@ def _bars(results: Results) -> list[str]:
         for name in COMPARED:
             ours, peer = (results.mean(protocol, side, name) for side in ("ours", "peer"))
             if ours and peer:
-                lines.append(
-                    _bar(
-                        abs(ours - peer) <= 0.004,
-                        f"{protocol}: {name} within 0.004 AUC of the peer's: {ours - peer:+.4f}",
-                    )
-                )
+                text = f"{protocol}: {name} at most 0.004 AUC below the peer's: {ours - peer:+.4f}"
+                lines.append(_bar(ours - peer >= -0.004, text))
     for protocol in "BAT":
         lines += _full(results, protocol)
     ours, peer = (
