@@ -62,9 +62,15 @@ DERIVED: dict[str, Kind] = {
     "video_positive_rate": Kind.NUMBER,
     "video_age_hours": Kind.NUMBER,  # hours from published_at to the impression, at least 0
     "hour_of_day": Kind.ID,  # "0" to "23", UTC
-    "user_novelty": Kind.ID,  # "new" where the train split holds no event of the user, else "known"
+    "user_novelty": Kind.ID,  # "new" where the train split holds no labelled (non-neutral) event of the user
     "video_novelty": Kind.ID,
     "history_length": Kind.ID,  # "0", "1-5", "6-20" or "21+" entries in the user's history
+}
+WHOLE_TRAIN_SPLIT = ("user_novelty", "video_novelty")  # these look at later events too: no model may read them
+MADE_FROM = {  # the column of `videos` that a derivation needs
+    "video_age_hours": "published_at",
+    "user_category_events": "primary_category",
+    "user_category_positive_rate": "primary_category",
 }
 
 
@@ -171,6 +177,11 @@ class Feature(_Strict):
     def _check_role(self) -> Feature:
         if self.role in (Role.LABEL, Role.WEIGHT) and (self.kind is not Kind.NUMBER or self.table != "interactions"):
             raise ValueError(f"role {self.role.value} must be kind number with a source in interactions")
+        if self.role is not Role.SLICE and self.table == "derived" and self.column in WHOLE_TRAIN_SPLIT:
+            raise ValueError(
+                f"source {self.source} looks at the whole train split, so a model would see the future: "
+                f"expected role slice, got {self.role.value}: write `role: slice`, or remove the feature"
+            )
         if self.role is Role.SLICE and self.kind is not Kind.ID:
             raise ValueError("role slice must be kind id")
         thresholds = (self.positive_above, self.negative_below)
@@ -237,6 +248,18 @@ class Contract(_Strict):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_leaks(self) -> Contract:
+        targets = {f.source: f for f in self.select(roles=(Role.LABEL, Role.WEIGHT))}
+        for index, feature in enumerate(self.features):
+            target = targets.get(feature.source)
+            if target is not None and feature.role in (*INPUT_ROLES, Role.SLICE):
+                raise ValueError(
+                    f"features.{index}: {feature.source} is the source of the {target.role.value} {target.name!r}, "
+                    f"known only after the impression: give {feature.name!r} another source, or remove it"
+                )
+        return self
+
     def select(
         self, kinds: tuple[Kind, ...] | None = None, roles: tuple[Role, ...] | None = None
     ) -> tuple[Feature, ...]:
@@ -249,6 +272,14 @@ class Contract(_Strict):
     def inputs(self) -> tuple[Feature, ...]:
         """What a model may read, and what a request holds: the features of role user, video or context."""
         return self.select(roles=INPUT_ROLES)
+
+    def needs(self, table: str) -> list[tuple[Feature, str]]:
+        """Each feature made from a column of the table, as it is or by a derivation, with that column."""
+        own = [(f, f.column) for f in self.features if f.table == table]
+        if table != "videos":
+            return own
+        derived = [f for f in self.features if f.table == "derived" and f.column in MADE_FROM]
+        return own + [(f, MADE_FROM[f.column]) for f in derived]
 
     @property
     def label(self) -> Feature:

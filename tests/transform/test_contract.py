@@ -36,6 +36,34 @@ REFUSED = {
         9,
         ["(feature 'seconds', scael)", "unknown key 'scael'", "did you mean 'scale'?", "allowed are name, kind"],
     ),
+    "input from the label's source": (
+        "source: videos.duration_seconds",
+        "source: interactions.liked",
+        9,
+        [
+            "(feature 'seconds')",
+            "interactions.liked is the source of the label 'liked'",
+            "give 'seconds' another source",
+        ],
+    ),
+    "slice from the label's source": (
+        "source: derived.user_novelty",
+        "source: interactions.liked",
+        12,
+        ["(feature 'newness')", "is the source of the label 'liked'", "or remove it"],
+    ),
+    "input from the weight's source": (
+        "source: videos.duration_seconds}",
+        "source: interactions.dwell}\n  - {name: dwell, kind: number, role: weight, source: interactions.dwell}",
+        9,
+        ["(feature 'seconds')", "interactions.dwell is the source of the weight 'dwell'"],
+    ),
+    "novelty as an input": (
+        "role: slice",
+        "role: user, vocabulary: user_id",
+        12,
+        ["(feature 'newness')", "looks at the whole train split", "expected role slice, got user", "`role: slice`"],
+    ),
     "unknown key of a vocabulary": (
         "min_count: 2",
         "minimum_count: 2",
