@@ -135,10 +135,10 @@ def _entry(position: int, item: Any, encode: Callable[[Any], Any]) -> Any:
 
 
 def _number(value: Any, feature: Feature) -> float:
-    number = _finite(value)
-    if feature.minimum is not None and number < feature.minimum:
+    number = _finite(value)  # compared in float32 too: what rounding made of a bound is in range
+    if feature.minimum is not None and number < feature.minimum and np.float32(number) < np.float32(feature.minimum):
         raise _MisfitError(f"expected at least {feature.minimum:g}, got {number:g}")
-    if feature.maximum is not None and number > feature.maximum:
+    if feature.maximum is not None and number > feature.maximum and np.float32(number) > np.float32(feature.maximum):
         raise _MisfitError(f"expected at most {feature.maximum:g}, got {number:g}")
     return number
 

@@ -131,6 +131,19 @@ def test_what_does_not_fit_is_refused_with_feature_and_reason(row, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("bound", [0.1, 0.7])  # the nearest float32 lies above 0.1, and below 0.7
+def test_a_bound_rounded_to_float32_is_in_range_and_the_next_float32_is_not(bound):
+    (price,) = (f for f in CONTRACT.features if f.name == "price")
+    exact = price.model_copy(update={"minimum": bound, "maximum": bound})
+    contract = CONTRACT.model_copy(update={"features": (exact,)})
+    rounded = np.float32(bound)
+    for value in (bound, rounded, float(rounded)):
+        assert decode(to_example({"price": value}, contract))["price"] == [rounded]
+    for beyond in (np.nextafter(rounded, np.float32(1)), np.nextafter(rounded, np.float32(0))):
+        with pytest.raises(ContractError, match="expected at"):
+            to_example({"price": beyond}, contract)
+
+
 def test_the_error_of_a_batch_names_the_row():
     with pytest.raises(ContractError, match=r"^row 2, feature 'price': expected a number"):
         to_examples([{}, {"price": 1}, {"price": []}], CONTRACT)
