@@ -43,7 +43,7 @@ def import_movielens(source: str | None, out: str, posters: bool = False, now: i
         now: Unix seconds; the clock where absent.
 
     Raises:
-        ContractError: A file is missing or malformed.
+        ContractError: A file is missing or malformed, or there are several of ratings.
     """
     folder = sources.folder(source, "users.dat, movies.dat and ratings.dat, or u.user, u.item, u.genre and u.data")
     layout = _read_100k if sources.find(folder, "u.data", "u.data.gz") else _read_1m
@@ -60,7 +60,7 @@ def _read_1m(folder: str) -> tuple[pa.Table, pa.Table, pa.Table]:
     path = sources.require(folder, "movies.dat", "movies.dat.gz")
     movies = sources.delimited(path, "::", dict.fromkeys(("video_id", "name", "genres"), _TEXT))
     movies = movies.set_column(2, "tags", pc.split_pattern(movies["genres"], "|"))
-    path = sources.require(folder, "ratings.dat", "ratings.dat.gz", "ratings*.dat", "ratings*.dat.gz")
+    path = sources.only(folder, "ratings*.dat", "ratings*.dat.gz")
     return users, movies, sources.delimited(path, "::", _RATINGS)
 
 
@@ -77,7 +77,7 @@ def _read_100k(folder: str) -> tuple[pa.Table, pa.Table, pa.Table]:
     items = sources.delimited(sources.require(folder, "u.item"), "|", columns)
     has = np.stack([items[flag].to_numpy() for flag in flags], axis=1) == 1
     movies = items.select(["video_id", "name"]).append_column("tags", pa.array([genres[row].tolist() for row in has]))
-    return users, movies, sources.delimited(sources.require(folder, "u.data*"), "\t", _RATINGS)
+    return users, movies, sources.delimited(sources.only(folder, "u.data", "u.data.gz"), "\t", _RATINGS)
 
 
 def _videos(movies: pa.Table) -> pa.Table:

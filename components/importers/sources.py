@@ -53,6 +53,22 @@ def require(source: str, *patterns: str) -> str:
     return found
 
 
+def only(source: str, *patterns: str) -> str:
+    """The one file that matches any of the patterns.
+
+    Raises:
+        ContractError: No file matches, or several do: which one is meant, nobody but the user knows.
+    """
+    entries = [name for name in files.names(source) if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    found = [name for name in entries if files.is_file(files.join(source, name))]
+    if len(found) > 1:
+        raise ContractError(
+            f"{source}: expected one file {' or '.join(patterns)}, got {' and '.join(found)}: "
+            "keep one, or join them into one"
+        )
+    return files.join(source, found[0]) if found else require(source, *patterns)
+
+
 def content(path: str) -> bytes:
     """The bytes of a file, unpacked where its name ends in .gz.
 

@@ -132,3 +132,21 @@ def test_the_real_prefix_comes_in_whole(shared_data, tmp_path):
     assert (years["1"], None in years.values(), min(years.values())) == ("1995", False, "1919")
     assert "City of Lost Children, The" in column(world, "videos", "title")
     assert any("é" in title for title in column(world, "videos", "title"))
+
+
+def test_several_files_of_ratings_are_refused_by_name(folder, tmp_path):
+    (folder / "ratings_first_2.dat").write_text(RATINGS)
+    with pytest.raises(
+        ContractError, match=r"expected one file .*, got ratings\.dat and ratings_first_2\.dat: keep one"
+    ):
+        import_movielens(str(folder), str(tmp_path / "w"), now=NOW)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_packed_copy_beside_u_data_is_refused(tmp_path):
+    for name, text in (("u.user", "1|25|M|other|1\n"), ("u.genre", "Drama|0\n"), ("u.item", "1|A (1990)||||1\n")):
+        (tmp_path / name).write_text(text)
+    for name in ("u.data", "u.data.gz"):
+        (tmp_path / name).write_text("1\t1\t3\t881250949\n")
+    with pytest.raises(ContractError, match=r"got u\.data and u\.data\.gz: keep one"):
+        import_movielens(str(tmp_path), str(tmp_path / "w"), now=NOW)
