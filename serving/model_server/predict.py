@@ -100,12 +100,21 @@ def _tensor(proto: Any, name: str, position: int, spec: tf.TensorSpec) -> tf.Ten
     if not spec.shape.is_compatible_with(shape):
         raise invalid(f"input {name} has incompatible shape {_print(shape)}: expected {_print(spec.shape)}")
     # One value may stand for a whole tensor, so that a few bytes could ask for all the memory there is.
-    if count * (spec.dtype.size or _STRING_BYTES) > tensors.MAX_MESSAGE_BYTES:
+    if _bytes_in_memory(proto, count, spec.dtype) > tensors.MAX_MESSAGE_BYTES:
         raise invalid(f"input {name} of shape {_print(shape)} is larger than {tensors.MAX_MESSAGE_BYTES} bytes")
     try:
         return tf.io.parse_tensor(proto.SerializeToString(), spec.dtype)
     except (tf.errors.OpError, DecodeError, EncodeError) as error:
         raise invalid(f"tensor parsing error: {name}") from error
+
+
+def _bytes_in_memory(proto: Any, count: int, dtype: tf.DType) -> int:
+    """What the tensor takes once TensorFlow has filled its shape, repeating the last value sent."""
+    if dtype != tf.string:
+        return count * int(dtype.size)
+    sent = proto.string_val
+    repeated = max(count - len(sent), 0) * len(sent[-1]) if sent else 0
+    return count * _STRING_BYTES + repeated
 
 
 def _print(shape: tf.TensorShape) -> str:

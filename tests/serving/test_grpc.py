@@ -1,5 +1,6 @@
 """PredictionService, ModelService and health over a real channel."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -215,6 +216,30 @@ def test_a_few_bytes_cannot_ask_for_all_the_memory(stub):
     message.inputs["x"].tensor_shape.dim.add().size = 2**27  # one value stands for all: 2**27 * 4 bytes = 512 MiB
     expected = (INVALID, "input x of shape [134217728] is larger than 268435456 bytes")
     assert refusal(stub.Predict, message) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (10_000_000, b"x" * 1_000_000),  # 10 TB of repeated text, though 10_000_000 * 24 bytes of strings would pass
+        (2**24, b""),  # 2**24 * 24 bytes of empty strings = 384 MiB
+    ],
+)
+def test_one_string_cannot_ask_for_all_the_memory(stub, size, text):
+    message = request("", examples=np.array([text], object))
+    message.inputs["examples"].tensor_shape.dim[0].size = size
+    before = time.monotonic()
+    assert refusal(stub.Predict, message) == (
+        INVALID,
+        f"input examples of shape [{size}] is larger than 268435456 bytes",
+    )
+    assert time.monotonic() - before < 5
+
+
+def test_a_last_string_may_stand_for_a_few_more(stub):
+    message = request("", examples=np.array([b""], object))
+    message.inputs["examples"].tensor_shape.dim[0].size = 3
+    assert list(stub.Predict(message, timeout=10).outputs["score"].float_val) == [3.0] * 3
 
 
 def test_examples_that_are_none_are_refused_by_the_model(stub):
