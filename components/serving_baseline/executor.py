@@ -12,6 +12,8 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
+_FILES = ("saved_model.pb", os.path.join("variables", "variables.index"))
+
 
 class Executor(base_executor.BaseExecutor):
     """Copies the served model, or the candidate where nothing is served yet, into `baseline`."""
@@ -34,13 +36,18 @@ class Executor(base_executor.BaseExecutor):
 
 
 def served_version(push_destination: str) -> str:
-    """The largest version number under a push destination that holds a complete SavedModel; "" if there is none.
+    """The largest version number under a push destination that holds a SavedModel; "" if there is none.
 
-    A push in progress and folders of other names do not count, as they do not for TF Serving.
+    A version is a folder whose name is ASCII digits and that holds the files `saved_model.pb` and
+    `variables/variables.index`. Pusher copies straight into that folder, so a push cut off before either file was
+    written does not count. Only that the two files exist is checked, not what is in them or that the rest is there.
     """
     if not fileio.isdir(push_destination):
         return ""
     names = [name.rstrip("/") for name in fileio.listdir(push_destination)]
     numbered = [name for name in names if name.isascii() and name.isdigit()]
-    complete = [n for n in numbered if fileio.exists(os.path.join(push_destination, n, "saved_model.pb"))]
-    return max(complete, key=int, default="")
+    return max((n for n in numbered if _is_model(os.path.join(push_destination, n))), key=int, default="")
+
+
+def _is_model(folder: str) -> bool:
+    return all(fileio.exists(os.path.join(folder, file)) for file in _FILES)

@@ -60,6 +60,13 @@ def test_unfinished_and_foreign_folders_do_not_count(tmp_path):
     assert served_version(str(tmp_path)) == "3"
 
 
+@pytest.mark.parametrize("missing", ["saved_model.pb", "variables/variables.index"])
+def test_a_half_copied_version_does_not_count(tmp_path, missing):
+    _model(tmp_path / "3", "served")
+    (_model(tmp_path / "4", "half copied") / missing).unlink()
+    assert served_version(str(tmp_path)) == "3"
+
+
 def test_nothing_is_served_where_there_is_no_folder_or_an_empty_one(tmp_path):
     assert served_version(str(tmp_path / "none")) == ""
     assert served_version(str(tmp_path)) == ""
