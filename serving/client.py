@@ -68,6 +68,12 @@ class DeadlineExceeded(ServingError):  # noqa: N818 - named after the status
     remedy = "allow more time, or send fewer rows"
 
 
+class ResourceExhausted(ServingError):  # noqa: N818 - named after the status
+    """The request, or its answer, is larger than the server or the channel takes."""
+
+    remedy = "send fewer rows per request: `predict` divides them if given a `batch_size`"
+
+
 class Unavailable(ServingError):  # noqa: N818 - named after the status
     """Nobody answers there, or the server has too much to do."""
 
@@ -79,7 +85,7 @@ _ERRORS: dict[grpc.StatusCode, type[ServingError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.FAILED_PRECONDITION: InvalidRequest,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: InvalidRequest,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
 }

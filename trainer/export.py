@@ -69,7 +69,7 @@ def export(model: keras.Model, contract: Contract, transform_output: tft.TFTrans
         model: From transformed features to `score`, as `trainer.ranker.build_model` makes it, computing in float32.
         contract: The features.
         transform_output: What Transform wrote.
-        directory: Where to; replaced if it exists.
+        directory: Where to; made if need be. Files of the SavedModel's names are overwritten, others stay.
     """
     serving = _Serving(model, contract, transform_output)
     tf.saved_model.save(serving, directory, signatures=serving.signatures())

@@ -11,7 +11,15 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving.client import Client, DeadlineExceeded, InvalidRequest, ModelNotFound, ServingError, Unavailable
+from serving.client import (
+    Client,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ResourceExhausted,
+    ServingError,
+    Unavailable,
+)
 from transform.contract import ContractError, parse
 
 CONTRACT = parse(
@@ -199,6 +207,13 @@ def test_nothing_else_is_retried(code):
         with pytest.raises(ServingError) as raised:
             client.predict_examples("m", [b""])
         assert (raised.value.code.name, len(calls)) == (code, 1)
+
+
+def test_too_large_a_message_is_answered_with_the_remedy_of_smaller_batches():
+    refuse = lambda _, context: context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large")  # noqa: E731
+    expected = pytest.raises(ResourceExhausted, match=r"too large .*fewer rows per request.*batch_size")
+    with misbehaving(refuse) as (target, _), Client(target) as client, expected:
+        client.predict_examples("m", [b""])
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:1", "no-such-host.invalid:8500"])
