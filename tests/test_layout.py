@@ -1,6 +1,7 @@
 """The house keeps its shape: which package may import what, and where no Python belongs."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,18 @@ def test_command_line_and_package_files_import_nothing_heavy():
 
 
 def test_kubeflow_folder_holds_no_python():
+    assert (ROOT / "kubeflow" / "Dockerfile").is_file()
     assert list((ROOT / "kubeflow").rglob("*.py")) == []
+
+
+def test_image_copies_every_package_and_is_given_it():
+    copied = re.findall(
+        r"^COPY (.*) \S+$", (ROOT / "kubeflow" / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    names = {name for line in copied for name in line.split()}
+    assert names == {*PACKAGES, "pyproject.toml", "requirements.lock", "setup.py"}
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {line[1:] for line in ignored if line.startswith("!")} == names
 
 
 def test_no_module_is_a_drawer_for_everything():
