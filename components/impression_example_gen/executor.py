@@ -15,7 +15,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -159,7 +159,8 @@ def _splits(pipeline: beam.Pipeline, shards: list[tables.Shard], job: Job) -> An
 
 
 def _times(shard: tables.Shard) -> np.ndarray[Any, Any]:
-    return pc.drop_null(tables.read_shard(shard, "interactions", ["at"])["at"]).to_numpy()
+    times = pc.drop_null(tables.read_shard(shard, "interactions", ["at"])["at"]).to_numpy()
+    return times[impressions.plausible(times)]  # one time in milliseconds would make every bin months wide
 
 
 def _first_and_last(shard: tables.Shard) -> tuple[int, int] | None:
@@ -224,19 +225,27 @@ def _read_entities(shard: tables.Shard, table: str, job: Job) -> Iterator[Keyed]
 
 
 def _with_videos(element: tuple[int, dict[str, Iterable[bytes]]], job: Job) -> Iterator[Keyed]:
-    events = partitions.from_bytes(element[1]["events"])
+    events, videos = partitions.from_bytes(element[1]["events"]), _others(element, "videos", job)
     if events is not None:
-        videos = partitions.from_bytes(element[1]["others"])
         yield from partitions.split(impressions.with_videos(events, videos, job.contract), "user_id", job.partitions)
+
+
+def _others(element: tuple[int, dict[str, Iterable[bytes]]], table: str, job: Job) -> pa.Table:
+    """The rows of users or videos in a partition; one without any has the same columns, so that parts fit together."""
+    rows = partitions.from_bytes(element[1]["others"])
+    if rows is None:
+        return impressions.empty(job.columns[table], table, job.contract)
+    impressions.refuse_duplicates(rows, job.columns[table][0], table)
+    return rows
 
 
 def _write(element: tuple[int, dict[str, Iterable[bytes]]], job: Job) -> Counts:
     """Write what belongs to the users of a partition, and count it."""
-    partition, groups = element
-    events = partitions.from_bytes(groups["events"])
+    partition = element[0]
+    events, users = partitions.from_bytes(element[1]["events"]), _others(element, "users", job)
     if events is None:
         return {}
-    done = impressions.with_users(events, partitions.from_bytes(groups["others"]), job.contract)
+    done = impressions.with_users(events, users, job.contract)
     outcome = done["outcome"].to_numpy()
     kept = impressions.shuffle(done.filter(outcome == IMPRESSION))
     split = kept["split"].to_numpy()
@@ -306,8 +315,6 @@ def _job(world: str, shards: list[tables.Shard], exec_properties: dict[str, Any]
     columns = {
         table: impressions.present_columns(world, table, contract) for table in ("interactions", "videos", "users")
     }
-    for table, names in columns.items():  # a column that is missing is better told here than by a worker
-        tables.read_shard(replace(tables.shards(world, table)[0]), table, names, contract)
     splits = Splits.from_json(exec_properties["splits_json"])
     return Job(exec_properties["contract_json"], splits, columns, max(1, -(-rows // int(size))), uri)
 

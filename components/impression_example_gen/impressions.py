@@ -33,8 +33,20 @@ from components.world import files, tables
 from transform.contract import Contract, ContractError, Feature, Kind
 
 SPLITS = ("train", "valid", "test")
-OUTCOMES = ("impression", "neutral", "missing key", "missing label", "missing weight", "unknown video", "unknown user")
-IMPRESSION, NEUTRAL, MISSING_KEY, MISSING_LABEL, MISSING_WEIGHT, UNKNOWN_VIDEO, UNKNOWN_USER = range(len(OUTCOMES))
+OUTCOMES = (
+    "impression",
+    "neutral",
+    "missing key",
+    "missing label",
+    "label out of range",
+    "time in milliseconds",
+    "time not positive",
+    "missing weight",
+    "unknown video",
+    "unknown user",
+)
+IMPRESSION, NEUTRAL, MISSING_KEY, MISSING_LABEL, BAD_LABEL, MILLISECONDS, NOT_POSITIVE = range(7)
+MISSING_WEIGHT, UNKNOWN_VIDEO, UNKNOWN_USER = range(7, len(OUTCOMES))
 HISTORY_BUCKETS = ("0", "1-5", "6-20", "21+")
 
 Ints = npt.NDArray[np.int64]
@@ -97,18 +109,36 @@ class Splits:
 
 def needed(contract: Contract, table: str) -> list[str]:
     """The columns of a table that impressions are made of, the keys first."""
-    used = [feature.column for feature in contract.features if feature.table == table]
-    keys = {"interactions": ["user_id", "video_id", "at"], "users": ["user_id"], "videos": ["video_id"]}[table]
-    if table == "videos":
-        keys = [*keys, *_for_derivations(contract)]
-    return list(dict.fromkeys([*keys, *used]))
+    return list(dict.fromkeys([*tables.KEYS[table], *(column for _, column in contract.needs(table))]))
 
 
 def optional(contract: Contract, table: str) -> set[str]:
     """Those of the `needed` columns that a world may lack."""
-    own = [f for f in contract.features if f.table == table]
-    required = {f.column for f in own if not f.optional} | {"user_id", "video_id", "at"}
-    return set(needed(contract, table)) - required
+    required = {column for feature, column in contract.needs(table) if not feature.optional}
+    return set(needed(contract, table)) - required - set(tables.KEYS[table])
+
+
+def empty(columns: Sequence[str], table: str, contract: Contract) -> pa.Table:
+    """No rows of those columns of a table, in the types that a table with rows would have."""
+    types = tables.column_types(table, contract)
+    return pa.table({name: pa.array([], types[name]) for name in columns})
+
+
+def refuse_duplicates(rows: pa.Table, key: str, where: str) -> None:
+    """Raise a ContractError if two rows of users or videos have one id: which of them is meant is not known."""
+    counts = pc.value_counts(single_array(rows[key]))
+    ids = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    twice = [name for name in ids.to_pylist() if name]
+    if twice:
+        raise ContractError(
+            f"{where}: expected one row for each {key}, got several for {min(twice)!r}: `shortlist check` lists them, "
+            "`shortlist import tables` makes a world without them"
+        )
+
+
+def plausible(at: Ints) -> npt.NDArray[np.bool_]:
+    """Which times can be unix seconds of an event."""
+    return (at > 0) & (at <= tables.MILLISECONDS_FROM)
 
 
 def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Table:
@@ -129,20 +159,24 @@ def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Ta
         weight[np.isnan(weight)] = np.nan if contract.weight.default is None else contract.weight.default
         outcome[(outcome == IMPRESSION) & ~np.isfinite(weight)] = MISSING_WEIGHT
         data[contract.weight.source] = pa.array(weight)
+    outcome[~_in_range(raw, contract.label)] = BAD_LABEL
     outcome[~np.isfinite(raw)] = MISSING_LABEL
+    outcome[at > tables.MILLISECONDS_FROM] = MILLISECONDS
+    outcome[at <= 0] = NOT_POSITIVE
     outcome[~keyed] = MISSING_KEY
     data[contract.label.source] = pa.array(label)
     split = splits.assign(stable_hash(users), stable_hash(videos), at)
     own = {"user_id": users, "video_id": videos, "at": at, "label": label, "outcome": outcome, "split": split}
-    return pa.table({**own, "counted": keyed & np.isfinite(raw), **data})
+    happened = np.isin(outcome, [IMPRESSION, NEUTRAL, MISSING_WEIGHT])
+    return pa.table({**own, "counted": happened, **data})
 
 
-def with_videos(events: pa.Table, videos: pa.Table | None, contract: Contract) -> pa.Table:
+def with_videos(events: pa.Table, videos: pa.Table, contract: Contract) -> pa.Table:
     """Events joined with their videos, and what earlier events tell about the video.
 
     Args:
         events: All events of some videos, as `prepare` makes them.
-        videos: At least the rows of those videos; None if there is none.
+        videos: At least the rows of those videos that there are.
         contract: The features.
     """
     group = _codes(events["video_id"])
@@ -157,23 +191,21 @@ def with_videos(events: pa.Table, videos: pa.Table | None, contract: Contract) -
     return _append(table, {name: values for name, values in derived.items() if name in _sources(contract)})
 
 
-def with_users(events: pa.Table, users: pa.Table | None, contract: Contract) -> pa.Table:
+def with_users(events: pa.Table, users: pa.Table, contract: Contract) -> pa.Table:
     """Events joined with their users, and what earlier events tell about the user.
 
     Args:
         events: All events of some users, as `with_videos` makes them.
-        users: At least the rows of those users; None if there is none.
+        users: At least the rows of those users that there are.
         contract: The features.
     """
     group = _codes(events["user_id"])
     past = _earlier(group, events, ties=stable_hash(single_array(events["video_id"])))
-    of_category = _earlier(_by_category(group, events), events)
     hours = events["at"].to_numpy() // 3600 % 24
     derived = {
         "derived.user_events": past.events,
         "derived.user_positive_rate": past.positive_rate,
-        "derived.user_category_events": of_category.events,
-        "derived.user_category_positive_rate": of_category.positive_rate,
+        **_counters_of_category(group, events),
         "derived.user_novelty": _novelty(group, events),
         "derived.history_length": np.array(HISTORY_BUCKETS)[np.searchsorted([1, 6, 21], past.positives, side="right")],
         "derived.hour_of_day": np.array([str(hour) for hour in range(24)])[hours],
@@ -239,16 +271,25 @@ def _read_needed(world: str, table: str, contract: Contract) -> pa.Table:
 
 
 def present_columns(world: str, table: str, contract: Contract) -> list[str]:
-    """The `needed` columns, without the optional ones that the table lacks."""
-    there = set.intersection(*(_column_names(path) for path in tables.table_files(world, table)))
-    return [name for name in needed(contract, table) if name in there or name not in optional(contract, table)]
+    """The `needed` columns, without the optional ones that the table lacks; only headers are read.
+
+    Raises:
+        ContractError: The table lacks another one.
+    """
+    there = {path: _column_names(path) for path in tables.table_files(world, table)}
+    wanted, may_lack = needed(contract, table), optional(contract, table)
+    for path, names in there.items():
+        for name in wanted:
+            if name not in names and name not in may_lack:
+                raise tables.missing_column(path, name, names)
+    return [name for name in wanted if all(name in names for names in there.values())]
 
 
-def _column_names(path: str) -> set[str]:
+def _column_names(path: str) -> list[str]:
     with files.reading(path) as file:
         if path.endswith(".csv"):
-            return set(next(csv.reader(file.read(1 << 16).decode("utf-8-sig", "replace").splitlines()), []))
-        return set(pq.read_schema(file).names)
+            return next(csv.reader(file.read(1 << 16).decode("utf-8-sig", "replace").splitlines()), [])
+        return list(pq.read_schema(file).names)
 
 
 def _questions(ids: pa.Array, user_id: str, at: int, schema: pa.Schema) -> pa.Table:
@@ -336,13 +377,10 @@ def _age_hours(table: pa.Table) -> npt.NDArray[np.float64]:
     return np.maximum(table["at"].to_numpy() - published, 0) / 3600
 
 
-def _join(events: pa.Table, key: str, others: pa.Table | None, table: str, unknown: int) -> pa.Table:
+def _join(events: pa.Table, key: str, others: pa.Table, table: str, unknown: int) -> pa.Table:
     """The other table's columns beside the events, as `<table>.<column>`; rows without a partner are so marked."""
-    if others is None:
-        where, columns = pa.nulls(len(events), pa.int32()), {}
-    else:
-        where = single_array(pc.index_in(events[key], value_set=single_array(others[key])))
-        columns = {f"{table}.{name}": others[name] for name in others.column_names if name != key}
+    where = single_array(pc.index_in(events[key], value_set=single_array(others[key])))
+    columns = {f"{table}.{name}": others[name] for name in others.column_names if name != key}
     outcome = events["outcome"].to_numpy().copy()
     happened = np.isin(outcome, [IMPRESSION, NEUTRAL, MISSING_WEIGHT])
     outcome[happened & where.is_null().to_numpy(zero_copy_only=False)] = unknown
@@ -359,6 +397,13 @@ def _label(raw: Array, label: Feature) -> npt.NDArray[np.float32]:
     return values
 
 
+def _in_range(values: Array, feature: Feature) -> npt.NDArray[np.bool_]:
+    lowest, highest = feature.minimum, feature.maximum
+    low = np.zeros(len(values), bool) if lowest is None else values < lowest
+    high = np.zeros(len(values), bool) if highest is None else values > highest
+    return ~(low | high)
+
+
 def _numbers(table: pa.Table, feature: Feature) -> npt.NDArray[np.float64]:
     if feature.column not in table.column_names:
         return np.full(len(table), np.nan)
@@ -370,10 +415,19 @@ def _codes(column: pa.ChunkedArray) -> Ints:
     return np.asarray(single_array(column).dictionary_encode().indices.to_numpy(), np.int64)
 
 
+def _counters_of_category(group: Ints, events: pa.Table) -> dict[str, Array]:
+    """What earlier events tell about user and category; nothing in a world without categories."""
+    if "videos.primary_category" not in events.column_names:
+        return {}
+    past = _earlier(_by_category(group, events), events)
+    return {
+        "derived.user_category_events": past.events,
+        "derived.user_category_positive_rate": past.positive_rate,
+    }
+
+
 def _by_category(group: Ints, events: pa.Table) -> Ints:
     """A number for each row, equal where both the group and the video's primary category are; none is one too."""
-    if "videos.primary_category" not in events.column_names:
-        return group
     category = _codes(pa.chunked_array([pc.fill_null(single_array(events["videos.primary_category"]), "")]))
     return np.asarray(np.unique(group * (category.max(initial=0) + 1) + category, return_inverse=True)[1], np.int64)
 
@@ -382,15 +436,6 @@ def _append(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values) if isinstance(values, np.ndarray) else values)
     return table
-
-
-def _for_derivations(contract: Contract) -> list[str]:
-    """The columns of `videos` that derived features are made of."""
-    made_of = {
-        "published_at": {"derived.video_age_hours"},
-        "primary_category": {"derived.user_category_events", "derived.user_category_positive_rate"},
-    }
-    return [column for column, derived in made_of.items() if derived & _sources(contract)]
 
 
 def _sources(contract: Contract) -> set[str]:

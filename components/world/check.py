@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 from components.world import tables
 from transform.contract import Contract, ContractError, Feature, Kind, Role
 
-MILLISECONDS_FROM = 100_000_000_000  # as seconds this is the year 5138, as milliseconds 1973
 CHECKED = ("users", "videos", "interactions")
 REJECTED = pa.schema([("table", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())])
 
@@ -157,7 +156,7 @@ class _Check:
         for key in tables.KEYS[name]:
             if key not in data.column_names:
                 raise tables.missing_column(where, key, data.column_names)
-        for feature, column in _needs(self.contract, name):
+        for feature, column in self.contract.needs(name):
             if column in data.column_names:
                 continue
             if not feature.optional:
@@ -174,7 +173,7 @@ class _Check:
             if column not in tables.CANONICAL[name] or column not in data.column_names:
                 continue
             times = data[column]
-            fine = _bools(pc.greater(times, MILLISECONDS_FROM))
+            fine = _bools(pc.greater(times, tables.MILLISECONDS_FROM))
             if fine.any() and fine.sum() == len(times) - times.null_count:
                 raise ContractError(
                     f"{where}, column {column}, row 0: expected unix seconds, got milliseconds or finer in every row "
@@ -183,7 +182,7 @@ class _Check:
             faults.mark(fine, f"{column} in milliseconds, expected unix seconds")
             faults.mark(_bools(pc.greater(times, self.now)), f"{column} in the future")
             if column == "at":
-                faults.mark(_bools(pc.less(times, 0)), "at before 1970")
+                faults.mark(_bools(pc.less_equal(times, 0)), "at is not positive")
 
     def _split(self, name: str, data: pa.Table, faults: _Faults, where: str) -> pa.Table:
         counts = faults.counts()
@@ -197,14 +196,6 @@ class _Check:
                 f"{where}: no row is left, {counts[worst]} of {len(data)} for one reason: {worst}: mend the table"
             )
         return data.filter(pa.array(faults.good)) if counts else data
-
-
-def _needs(contract: Contract, table: str) -> list[tuple[Feature, str]]:
-    """The columns of a table that the contract's features are made from."""
-    needs = [(f, f.column) for f in contract.features if f.table == table]
-    if table == "videos":
-        needs += [(f, "published_at") for f in contract.features if f.source == "derived.video_age_hours"]
-    return needs
 
 
 def _mark_feature(faults: _Faults, feature: Feature, column: pa.ChunkedArray, where: str) -> None:

@@ -27,6 +27,7 @@ from components.world import files
 from transform.contract import Contract, ContractError, Kind
 
 ROW_GROUP = 65_536
+MILLISECONDS_FROM = 100_000_000_000  # as seconds this is the year 5138, as milliseconds 1973
 STRINGS = pa.list_(pa.string())
 FLOATS = pa.list_(pa.float32())
 

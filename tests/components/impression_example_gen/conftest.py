@@ -32,7 +32,8 @@ features:
   - {name: taste_events, kind: number, role: context, source: derived.user_category_events}
   - {name: taste_rate, kind: number, role: context, source: derived.user_category_positive_rate}
   - {name: device, kind: id, role: context, vocabulary: device, source: interactions.device, optional: true}
-  - {name: liked, kind: number, role: label, source: interactions.rating, positive_above: 3, negative_below: 3}
+  - {name: liked, kind: number, role: label, source: interactions.rating, minimum: 1, maximum: 5,
+     positive_above: 3, negative_below: 3}
   - {name: user_novelty, kind: id, role: slice, source: derived.user_novelty}
   - {name: video_novelty, kind: id, role: slice, source: derived.video_novelty}
   - {name: history_length, kind: id, role: slice, source: derived.history_length}
@@ -54,6 +55,12 @@ VIDEOS = pa.table(
 @pytest.fixture(scope="session")
 def contract() -> Contract:
     return parse(CONTRACT)
+
+
+@pytest.fixture(scope="session")
+def entities() -> dict[str, pa.Table]:
+    """The users and videos of `make_world`, by table."""
+    return {"users": USERS, "videos": VIDEOS}
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,16 @@ import tensorflow as tf
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import standard_artifacts
 
-from components.impression_example_gen import impressions
+from components.impression_example_gen import executor, impressions
 from components.impression_example_gen.component import ImpressionExampleGen
 from components.impression_example_gen.executor import Executor, read_summary
 from components.impression_example_gen.impressions import Splits
+from components.world import tables
 from transform.contract import ContractError, load
 
 SPLITS = '{"by": "time", "train": 0.6, "valid": 0.2, "test": 0.2}'
-# Twenty events at 0, 1000, ..., 19000.
-ROWS = [(("ann", "bob", "eve")[i % 3], "abcd"[i % 4], i * 1000, 5.0 if i % 2 else 1.0) for i in range(20)]
+# Twenty events at 1, 1000, ..., 19000.
+ROWS = [(("ann", "bob", "eve")[i % 3], "abcd"[i % 4], i * 1000 or 1, 5.0 if i % 2 else 1.0) for i in range(20)]
 FAULTY = [
     ("ann", "a", 500, 3.0),
     ("bob", "b", 500, 3.0),
@@ -146,7 +147,8 @@ def test_a_file_is_sorted_neither_by_time_nor_by_user(contract, make_events):
 def test_a_csv_world_and_missing_optional_columns_are_read(contract, decode, tmp_path):
     (tmp_path / "users.csv").write_text("user_id\nann\nbob\neve\n")
     (tmp_path / "videos.csv").write_text(
-        "video_id,title,tags,duration_seconds,published_at\n" + "".join(f"{v},Title {v},x|y,9,0\n" for v in "abcd")
+        "video_id,title,tags,duration_seconds,published_at,primary_category\n"
+        + "".join(f"{v},Title {v},x|y,9,0,pets\n" for v in "abcd")
     )
     lines = "".join(f"{user},{video},{at},{rating}\n" for user, video, at, rating in ROWS)
     (tmp_path / "interactions.csv").write_text(f"user_id,video_id,at,rating\n{lines}")
@@ -184,6 +186,7 @@ def test_an_error_of_the_user_that_a_worker_meets_stays_one(make_world, contract
             "tags": [["x"]] * 4,
             "duration_seconds": [1.0] * 4,
             "published_at": [0] * 4,
+            "primary_category": ["x"] * 4,
             "look": [[1.0, 2.0, 3.0]] * 4,
         }
     )
@@ -192,6 +195,48 @@ def test_an_error_of_the_user_that_a_worker_meets_stays_one(make_world, contract
         ContractError, match=r"^feature 'look'.* expected vectors of 2 values, got one of 3: .*mend the column$"
     ):
         _execute(world, tmp_path / "out", contract)
+
+
+def test_a_partition_of_orphans_fits_the_others(make_world, contract, tmp_path):
+    # About one interaction a partition: most partitions hold one video, and that of "gone" has no row of videos.
+    world = make_world(tmp_path / "world", [*ROWS, ("ann", "gone", 500, 5.0), ("gone", "a", 500, 5.0)])
+    summary = read_summary(_execute(world, tmp_path / "out", contract, rows_per_partition=1).uri)
+    assert sum(summary["rows"].values()) == len(ROWS)
+    assert summary["rejected"] == {"unknown video": 1, "unknown user": 1}
+
+
+def test_times_and_labels_out_of_range_are_rejected_and_do_not_move_the_cuts(done, make_world, contract, tmp_path):
+    wrong = [("ann", "a", 1_600_000_000_000, 5.0), ("ann", "b", -1, 5.0), ("bob", "c", 700, 77.0)]
+    world = make_world(tmp_path / "world", [*ROWS, *FAULTY[:4], *wrong])
+    examples = _execute(world, tmp_path / "out", contract)
+    summary = read_summary(examples.uri)
+    reasons = {"label out of range": 1, "time in milliseconds": 1, "time not positive": 1}
+    assert summary["rejected"] == {**reasons, "unknown video": 1, "unknown user": 1}
+    assert summary["splits"] == read_summary(done[1].uri)["splits"]  # of as many plausible times
+    paths = glob.glob(f"{examples.uri}/rejected-*.parquet")
+    kept = {row["reason"]: row["at"] for path in paths for row in pq.read_table(path).to_pylist()}
+    assert {reason: kept[reason] for reason in reasons} == dict(zip(reasons, (700, 1_600_000_000_000, -1), strict=True))
+
+
+@pytest.mark.parametrize(("table", "key"), [("videos", "video_id"), ("users", "user_id")])
+def test_a_key_that_is_there_twice_is_refused(make_world, entities, contract, tmp_path, table, key):
+    given = dict(entities)
+    given[table] = pa.concat_tables([given[table], given[table].slice(1, 2)])
+    world = make_world(tmp_path / "world", ROWS, **given)
+    first = given[table][key][1].as_py()
+    with pytest.raises(
+        ContractError, match=rf"^{table}: expected one row for each {key}, .* '{first}': `shortlist check`"
+    ):
+        _execute(world, tmp_path / "out", contract)
+
+
+def test_only_headers_are_read_before_the_workers_start(done, contract, monkeypatch):
+    world, _ = done
+    shards = tables.shards(world, "interactions")
+    properties = {"contract_json": contract.to_json(), "splits_json": SPLITS}
+    monkeypatch.setattr(tables, "read_shard", None)
+    job = executor._job(world, shards, properties, "out")
+    assert set(job.columns["users"]) == {"user_id", "country"}
 
 
 def test_the_component_declares_examples_and_takes_strings():

@@ -19,7 +19,7 @@ _rows = st.lists(
     st.tuples(
         _ids(["ann", "bob", "eve", "unknown"]),
         _ids(["a", "b", "c", "d", "unknown"]),
-        st.integers(0, 9).map(lambda tens: tens * 10),
+        st.integers(1, 9).map(lambda tens: tens * 10),
         st.sampled_from([1.0, 2.0, 3.0, 4.0, 5.0, math.nan, None]),
     ),
     max_size=30,
@@ -38,13 +38,13 @@ def test_history_excludes_the_impression_itself_and_negatives(run_steps):
 
 
 def test_history_keeps_the_last_entries_most_recent_last(run_steps):
-    rows = run_steps([("ann", video, at, 4.0) for at, video in enumerate("abcd")])
+    rows = run_steps([("ann", video, at, 4.0) for at, video in enumerate("abcd", 1)])
     assert rows[3]["history"] == ["b", "c"]  # max_length 2
     assert [row["history_length"] for row in rows] == ["0", "1-5", "1-5", "1-5"]
 
 
 def test_history_length_counts_beyond_what_is_kept(run_steps):
-    rows = run_steps([("ann", "a", at, 5.0) for at in range(23)])
+    rows = run_steps([("ann", "a", at, 5.0) for at in range(1, 24)])
     assert [rows[n]["history_length"] for n in (0, 1, 5, 6, 20, 21)] == ["0", "1-5", "1-5", "6-20", "6-20", "21+"]
 
 
@@ -79,11 +79,36 @@ def test_outcomes_tell_neutral_and_each_reason_of_rejection(run_steps):
             (None, "a", 6, 5.0),
             ("ann", "", 7, 5.0),
             ("ann", "a", 8, math.inf),
+            ("ann", "a", 9, 5.5),
+            ("ann", "a", 10, 0.5),
+            ("ann", "a", 1_600_000_000_000, 5.0),
+            ("ann", "a", 0, 5.0),
         ]
     )
-    missing = "missing label"
+    missing, beyond = "missing label", "label out of range"
     expected = ["neutral", missing, missing, "unknown video", "unknown user", "missing key", "missing key", missing]
+    expected = ["time not positive", *expected, beyond, beyond, "time in milliseconds"]
     assert [row["outcome"] for row in rows] == expected
+
+
+def test_rows_out_of_range_are_no_events(run_steps):
+    wrong = [("ann", "a", -5, 5.0), ("ann", "a", 0, 5.0), ("ann", "a", 1, 9.0)]
+    last = run_steps([*wrong, ("ann", "a", 100_000_000_000, 5.0)])[-1]
+    assert (last["outcome"], last["video_events"], last["user_events"], last["history"]) == ("impression", 0, 0, [])
+
+
+def test_without_categories_their_counters_are_missing_and_not_those_of_the_user(
+    contract, entities, make_world, tmp_path
+):
+    tastes = {f.name: f.model_copy(update={"optional": True}) for f in contract.features if f.name.startswith("taste")}
+    lenient = contract.model_copy(update={"features": tuple(tastes.get(f.name, f) for f in contract.features)})
+    plain = entities["videos"].drop(["primary_category"])
+    world = make_world(tmp_path, [("ann", "a", 1, 5.0), ("ann", "b", 2, 5.0)], videos=plain)
+    (row,) = impressions.serving_rows(world, lenient, "ann", ["c"], at=10)
+    assert row["user_events"] == 2
+    assert not {"taste_events", "taste_rate"} & set(row)
+    with pytest.raises(ContractError, match=r"videos\.parquet: the column 'primary_category' is missing"):
+        impressions.serving_rows(world, contract, "ann", ["c"], at=10)
 
 
 def test_events_without_a_row_in_users_or_videos_happened_all_the_same(run_steps):
@@ -217,7 +242,7 @@ def _plain(answers):
 
 
 @settings(max_examples=40, deadline=None)
-@given(rows=st.lists(st.tuples(_ids(["ann", "bob"]), _ids("abcd"), st.integers(0, 30), st.sampled_from([1.0, 5.0]))))
+@given(rows=st.lists(st.tuples(_ids(["ann", "bob"]), _ids("abcd"), st.integers(1, 30), st.sampled_from([1.0, 5.0]))))
 def test_histories_are_the_last_strictly_earlier_positives(run_steps, rows):
     rows = list({(user, at): (user, video, at, rating) for user, video, at, rating in rows}.values())  # no ties in time
     for row in run_steps(rows, parts=2):

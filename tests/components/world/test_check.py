@@ -26,6 +26,7 @@ features:
   - {name: duration, kind: number, role: video, source: videos.duration_seconds, minimum: 0}
   - {name: look, kind: vector, role: video, dimension: 2, source: videos.look, optional: true}
   - {name: age, kind: number, role: video, source: derived.video_age_hours}
+  - {name: taste, kind: number, role: context, source: derived.user_category_events}
   - {name: liked, kind: number, role: label, source: interactions.rating, minimum: 1, maximum: 5,
      positive_above: 3, negative_below: 3}
 """
@@ -44,6 +45,7 @@ def videos(**columns):
             "tags": [["a", "b"], []],
             "duration_seconds": [10.0, None],
             "published_at": [500, 600],
+            "primary_category": ["a", None],
             **columns,
         }
     )
@@ -86,7 +88,8 @@ def test_an_optional_column_that_is_absent_is_only_noted():
         ("at", None, "missing at"),
         ("at", 1_600_000_000_000, "at in milliseconds, expected unix seconds"),
         ("at", NOW + 1, "at in the future"),
-        ("at", -5, "at before 1970"),
+        ("at", -5, "at is not positive"),
+        ("at", 0, "at is not positive"),
         ("rating", float("nan"), "rating is missing or NaN"),
         ("rating", None, "rating is missing or NaN"),
         ("rating", 0.5, "rating below 1"),
@@ -175,6 +178,10 @@ def without(table, column):
             r"'rating' \(feature 'liked' of the contract\) is missing",
         ),
         ({"videos": without(videos(), "published_at")}, r"'published_at' \(feature 'age' of the contract\) is missing"),
+        (
+            {"videos": without(videos(), "primary_category")},
+            r"'primary_category' \(feature 'taste' of the contract\) is",
+        ),
         ({"videos": without(videos(), "title").append_column("titel", [["a", "b"]])}, r"did you mean 'titel'\?"),
         (
             {"interactions": interactions(rating=["5", "3", "1"])},
@@ -241,6 +248,7 @@ def test_every_row_is_either_kept_or_rejected_and_counted(user_ids, video_ids, e
             "tags": pa.array([[]] * len(video_ids), pa.list_(pa.string())),
             "duration_seconds": [1.0] * len(video_ids),
             "published_at": [0] * len(video_ids),
+            "primary_category": ["a"] * len(video_ids),
         }
     )
     columns = ("user_id", pa.string()), ("video_id", pa.string()), ("at", pa.int64()), ("rating", pa.float64())
