@@ -176,6 +176,8 @@ def report(
     """Write one self-contained HTML page about a run."""
     from pipeline.runs import newest_run
 
+    if folder and not [*folder.glob("run.json"), *folder.glob("*/run.json")]:
+        raise ContractError(f"no run in {folder}: expected run.json in it or a level below: `shortlist run` writes it")
     _report(folder or newest_run(runs))
 
 
@@ -390,12 +392,12 @@ def main() -> None:
     try:
         app()
     except ContractError as error:
-        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(130)
     except RunFailedError as error:
-        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_FAILED)
 
 
