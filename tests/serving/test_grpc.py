@@ -222,6 +222,7 @@ def test_a_few_bytes_cannot_ask_for_all_the_memory(stub):
     ("size", "text"),
     [
         (10_000_000, b"x" * 1_000_000),  # 10 TB of repeated text, though 10_000_000 * 24 bytes of strings would pass
+        (300, b"x" * 1_000_000),  # 300 * 24 bytes of strings and 299 MB of repeated text
         (2**24, b""),  # 2**24 * 24 bytes of empty strings = 384 MiB
     ],
 )
