@@ -29,15 +29,19 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        known = json.loads(path.read_text()) if path.is_file() else []
-        self.rows: dict[tuple[Any, ...], Result] = {tuple(row[part] for part in KEY): row for row in known}
+        self.rows = self._read()
+
+    def _read(self) -> dict[tuple[Any, ...], Result]:
+        known = json.loads(self.path.read_text()) if self.path.is_file() else []
+        return {tuple(row[part] for part in KEY): row for row in known}
 
     def has(self, *key: Any) -> bool:
         """Whether (protocol, side, model, seed) is there."""
         return key in self.rows
 
     def add(self, row: Result) -> None:
-        """Add or replace a measurement, and save all."""
+        """Add or replace a measurement, and save all; the file is read again, for another run may have added to it."""
+        self.rows = self._read()
         self.rows[tuple(row[part] for part in KEY)] = {**row, "machine": _machine()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         ordered = [self.rows[key] for key in sorted(self.rows)]
