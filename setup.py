@@ -8,11 +8,16 @@ PACKAGES = ["components", "pipeline", "serving", "trainer", "transform"]
 
 # The direct dependencies; `requirements.lock` pins these and everything below them.
 INSTALL_REQUIRES = [
+    "absl-py",
     "apache-beam[gcp]==2.65.0",
+    "grpcio",
+    "grpcio-health-checking",
     "jinja2",
+    "markupsafe",
     "kfp==2.5.0",
     "ml-metadata==1.16.0",
     "numpy==1.26.4",
+    "pandas",
     "protobuf==3.20.3",
     "pyarrow==10.0.1",
     "pydantic>=2.7",
@@ -21,13 +26,16 @@ INSTALL_REQUIRES = [
     "tensorflow==2.16.2",
     "tensorflow-data-validation==1.16.1",
     "tensorflow-io==0.37.1",
+    "tensorflow-metadata",
     "tensorflow-model-analysis==0.47.1",
     "tensorflow-recommenders==0.7.7",
     "tensorflow-serving-api==2.16.1",
     "tensorflow-transform==1.16.0",
     "tf-keras==2.16.0",
+    "tfx-bsl==1.16.1",
     "tfx[kfp]==1.16.0",
     "typer",
+    "typing-extensions",
 ]
 
 ROOT = Path(__file__).parent

@@ -49,9 +49,8 @@ def demo(runs: Runs = Path("runs")) -> None:
     from pipeline import config
 
     console = Console()
-    if not (DEMO_WORLD / "demo.json").is_file():
-        console.print(f"[bold]World[/]  {DEMO_WORLD}")
-        import_demo(str(DEMO_WORLD))
+    console.print(f"[bold]World[/]  {DEMO_WORLD}")
+    import_demo(str(DEMO_WORLD))  # seeded: the same bytes each time, so that nothing after it runs again
     folder = _run(config.load("demo"), str(DEMO_WORLD), runs / "demo")
     _report(folder)
     user = _busiest_user(str(DEMO_WORLD))
@@ -256,16 +255,25 @@ def _log_to(path: Path) -> Any:
 
 
 def _run(config: RunConfig, world: str, folder: Path) -> Path:
-    """Run, show what came of it, and leave with the exit code of a refusal if there was one."""
+    """Run, show what came of it, and leave with the exit code of a refusal if there was one.
+
+    A run that failed has a report too: what was measured until then is often why.
+    """
     from pipeline import screen
+    from pipeline.runs import load_run
 
     log = folder / "logs" / f"{_timestamp()}.log"
-    with screen.quiet(log) as console:
-        console.print(f"[bold]Run[/]    {folder}  (details in {log})", highlight=False)
-        with console.status("Loading TensorFlow and TFX"):
-            from pipeline import local_runner
-        record = local_runner.run(config, world, folder, console, log)
-        _print_outcome(console, record, folder)
+    try:
+        with screen.quiet(log) as console:
+            console.print(f"[bold]Run[/]    {folder}  (details in {log})", highlight=False)
+            with console.status("Loading TensorFlow and TFX"):
+                from pipeline import local_runner
+            record = local_runner.run(config, world, folder, console, log)
+            _print_outcome(console, record, folder)
+    except (ContractError, RunFailedError):
+        if (folder / "run.json").is_file() and load_run(folder)["log"] == str(log):
+            _report(folder)
+        raise
     if record.outcome == "refused":
         _report(folder)
         raise typer.Exit(EXIT_REFUSED)
@@ -276,16 +284,16 @@ def _print_outcome(console: Console, record: Run, folder: Path) -> None:
     from pipeline.report.gates import gates
 
     for model, artifacts in record.artifacts.items():
-        failed = [gate for gate in gates(artifacts["evaluation"]) if not gate.passed]
-        if not failed:
-            version = record.served_version[model]
+        version = record.served_version[model]
+        if version:
             console.print(f"[green]Pushed[/] {model} version {version} to {folder}/models/{model}", highlight=False)
             continue
         table = Table(title=f"{model} was refused: nothing is pushed", title_style="bold red")
         for column in ("metric", "slice", "gate", "needed", "got", "served model"):
             table.add_column(column)
-        for gate in failed:
-            table.add_row(*gate.cells())
+        for gate in gates(artifacts["evaluation"]):
+            if not gate.passed:
+                table.add_row(*gate.cells())
         console.print(table)
 
 

@@ -63,6 +63,8 @@ class Gate(_Strict):
     def _check(self) -> Gate:
         if self.metric not in METRICS:
             raise ValueError(f"unknown metric {self.metric!r}: expected one of {', '.join(METRICS)}")
+        if self.metric == "calibration" and self.change is not None:
+            raise ValueError("calibration is best at 1, so no change is for the better: use at_least and at_most")
         if self.at_least is None and self.at_most is None:
             raise ValueError(
                 f"the gate on {self.metric} needs at_least or at_most: a change threshold alone passes everything "

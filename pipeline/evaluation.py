@@ -10,7 +10,7 @@ from pipeline.config import Gate, ModelConfig
 from transform.contract import Contract, ContractError, Kind, Role
 
 TOP_K = 10
-HIGHER_IS_BETTER = {"auc": True, "logloss": False, "calibration": False, "ndcg": True, "recall": True}
+HIGHER_IS_BETTER = {"auc": True, "logloss": False, "ndcg": True, "recall": True}
 
 
 def eval_config(contract: Contract, model: ModelConfig, prediction_key: str) -> tfma.EvalConfig:

@@ -26,8 +26,8 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
         image: Container image with Shortlist installed.
     """
     contract = contracts.load(config.contract)
-    at = training_pipeline.Locations(world=world, world_fingerprint="", root=root, models=models)
-    pipeline = training_pipeline.build(config, contract, at, served={}, cache=False)
+    at = training_pipeline.Locations(world=world, fingerprint="", root=root, models=models)
+    pipeline = training_pipeline.build(config, contract, at, judgements={}, cache=False)
     runner = kubeflow_v2_dag_runner.KubeflowV2DagRunner(
         kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True)
     )

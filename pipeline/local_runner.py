@@ -19,24 +19,28 @@ from rich.status import Status
 from tfx.orchestration import metadata
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
+from components.serving_baseline.executor import served_version
 from components.world import tables
 from pipeline import training_pipeline
 from pipeline.config import RunConfig
 from pipeline.errors import RunFailedError
+from pipeline.fingerprint import code_fingerprint
+from pipeline.judgement import inputs_key, judgement_key
 from pipeline.models import check_settings
+from pipeline.runs import load_run
 from transform import contract as contracts
 
 Outcome = Literal["pushed", "refused", "failed"]
 
-# What the report needs, by artifact type, and the name it goes by in run.json.
+# What the report needs: component and type of an artifact, and the name it goes by in run.json.
 RECORDED = {
-    "Examples": "examples",
-    "ExampleStatistics": "statistics",
-    "ExampleAnomalies": "anomalies",
-    "ModelRun": "model_run",
-    "ModelEvaluation": "evaluation",
-    "ModelBlessing": "blessing",
-    "PushedModel": "pushed",
+    ("ImpressionExampleGen", "Examples"): "examples",
+    ("StatisticsGen", "ExampleStatistics"): "statistics",
+    ("ExampleValidator", "ExampleAnomalies"): "anomalies",
+    ("Trainer", "ModelRun"): "model_run",
+    ("Evaluator", "ModelEvaluation"): "evaluation",
+    ("Evaluator", "ModelBlessing"): "blessing",
+    ("Pusher", "PushedModel"): "pushed",
 }
 
 
@@ -61,12 +65,15 @@ class Run:
     models: str
     started: float
     log: str
+    inputs: str
+    judgements: dict[str, str]
     finished: float = 0.0
     outcome: Outcome = "failed"
     error: str = ""
     steps: list[Step] = field(default_factory=list)
     artifacts: dict[str, dict[str, str]] = field(default_factory=dict)
-    served_version: dict[str, str] = field(default_factory=dict)
+    served_version: dict[str, str] = field(default_factory=dict)  # pushed by this run; "" where it was refused
+    served_after: dict[str, str] = field(default_factory=dict)
 
 
 def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path) -> Run:
@@ -87,26 +94,34 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
     for name, model in config.models.items():
         check_settings(name, model.model, model.training)
     folder = folder.resolve()
+    last = _last_run(folder, config.name)
     at = training_pipeline.Locations(
         world=str(Path(world).resolve()) if "://" not in world else world,
-        world_fingerprint=tables.fingerprint(world),
+        fingerprint=f"{tables.fingerprint(world)}-{code_fingerprint()}",
         root=str(folder),
         models=str(folder / "models"),
     )
     folder.mkdir(parents=True, exist_ok=True)
     connection = metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite"))
+    started = time.time()
+    inputs = inputs_key(config.model_dump_json(), contract.to_json(), at.world, at.fingerprint)
+    judgements = {
+        name: judgement_key(last, name, inputs, served_version(f"{at.models}/{name}"), started)
+        for name in config.models
+    }
     record = Run(
         id=folder.name,
         config=config.model_dump(mode="json"),
         contract=contract.to_json(),
         world=at.world,
         models=at.models,
-        started=time.time(),
+        started=started,
         log=str(log),
+        inputs=inputs,
+        judgements=judgements,
     )
-    history = History(connection)
-    served = {name: history.judged_against(name, at.models) for name in config.models}
-    pipeline = training_pipeline.build(config, contract, at, served, connection)
+    history = History(connection, config)
+    pipeline = training_pipeline.build(config, contract, at, judgements, connection)
     try:
         with _progress(console, record, history):
             LocalDagRunner().run(pipeline)
@@ -127,6 +142,22 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
     return record
 
 
+def _last_run(folder: Path, name: str) -> dict[str, Any]:
+    """The record of the last run in a folder; empty if there is none.
+
+    Raises:
+        ContractError: It is of another configuration, whose models and judgements are not this one's.
+    """
+    if not (folder / "run.json").is_file():
+        return {}
+    last = load_run(folder)
+    if last["config"]["name"] != name:
+        raise contracts.ContractError(
+            f"{folder} holds runs of {last['config']['name']!r}, this is {name!r}: give a folder of its own with --id"
+        )
+    return last
+
+
 def _running(record: Run) -> str:
     return record.steps[-1].name if record.steps else "set-up"
 
@@ -135,6 +166,7 @@ def _conclude(record: Run, history: History) -> None:
     """Read from MLMD whether the run's models were pushed."""
     for name in record.config["models"]:
         record.served_version[name] = history.pushed_version(name)
+        record.served_after[name] = served_version(f"{record.models}/{name}")
     blessed = [history.blessed(name) for name in record.config["models"]]
     record.outcome = "pushed" if all(blessed) else "refused"
 
@@ -183,10 +215,17 @@ class History:
 
     Args:
         connection: The run's MLMD connection.
+        config: The run.
     """
 
-    def __init__(self, connection: proto.ConnectionConfig) -> None:
+    def __init__(self, connection: proto.ConnectionConfig, config: RunConfig) -> None:
         self._connection = connection
+        self._pipeline = config.name
+        self._several = len(config.models) > 1
+
+    def _node(self, component: str, model: str) -> str:
+        """What a model's node is called: with the model's name where a run has several models."""
+        return f"{component}.{model}" if self._several else component
 
     def _store(self) -> MetadataStore:
         return MetadataStore(self._connection)
@@ -213,10 +252,11 @@ class History:
         found: dict[str, str] = {}
         for node in nodes:
             execution = self._newest(store, node)
-            if execution is None or node.partition(".")[2] not in ("", model):
+            component, _, owner = node.partition(".")
+            if execution is None or owner not in ("", model):
                 continue
             for artifact in _outputs(store, execution):
-                kind = store.get_artifact_types_by_id([artifact.type_id])[0].name
+                kind = component, store.get_artifact_types_by_id([artifact.type_id])[0].name
                 if kind in RECORDED:
                     found[RECORDED[kind]] = artifact.uri
         return found
@@ -224,7 +264,7 @@ class History:
     def blessed(self, model: str) -> bool:
         """Whether the model of the newest run passed its gates."""
         store = self._store()
-        execution = self._newest(store, *_nodes("Evaluator", model))
+        execution = self._newest(store, self._node("Evaluator", model))
         assert execution is not None, "the run ended, so Evaluator ran"
         return any(
             a.custom_properties["blessed"].int_value == 1
@@ -235,47 +275,19 @@ class History:
     def pushed_version(self, model: str) -> str:
         """The version the newest run of Pusher pushed; empty if it pushed none."""
         store = self._store()
-        execution = self._newest(store, *_nodes("Pusher", model))
+        execution = self._newest(store, self._node("Pusher", model))
         if execution is None:
             return ""
         versions = [a.custom_properties["pushed_version"].string_value for a in _outputs(store, execution)]
         return next((version for version in versions if version), "")
 
-    def judged_against(self, model: str, models: str) -> str:
-        """Cache key of the served model.
-
-        While the version being served is the one this pipeline pushed last, that judgement stands and its key is
-        repeated, so that an unchanged run is taken from the cache. If anybody else pushed or rolled back since, the key
-        is new and the candidate is judged again, against what is served now.
-        """
-        now = served_version(Path(models) / model)
-        store = self._store()
-        baseline = self._newest(store, *_nodes("ServingBaseline", model))
-        if baseline is not None and now == self.pushed_version(model):
-            return baseline.custom_properties["served_version"].string_value
-        return now
-
-    def _newest(self, store: MetadataStore, *nodes: str) -> proto.Execution | None:
-        """The newest execution of the first of these nodes that ever ran."""
-        contexts = {context.name.partition(".")[2]: context.id for context in store.get_contexts_by_type("node")}
-        node = next((node for node in nodes if node in contexts), None)  # a context is called PIPELINE.NODE
-        if node is None:
-            return None
-        executions = store.get_executions_by_context(contexts[node])
+    def _newest(self, store: MetadataStore, node: str) -> proto.Execution | None:
+        contexts = {context.name: context.id for context in store.get_contexts_by_type("node")}
+        context = contexts.get(f"{self._pipeline}.{node}")
+        executions = store.get_executions_by_context(context) if context is not None else []
         return max(executions, key=lambda execution: execution.id, default=None)
-
-
-def _nodes(component: str, model: str) -> tuple[str, str]:
-    """What a model's node is called: with the model's name where a run has several models."""
-    return f"{component}.{model}", component
 
 
 def _outputs(store: MetadataStore, execution: proto.Execution) -> list[proto.Artifact]:
     events = store.get_events_by_execution_ids([execution.id])
     return store.get_artifacts_by_id([e.artifact_id for e in events if e.type == proto.Event.OUTPUT])
-
-
-def served_version(folder: Path) -> str:
-    """The largest version in a push destination; empty if there is none."""
-    versions = [p.name for p in folder.glob("*") if p.name.isdigit() and (p / "saved_model.pb").is_file()]
-    return max(versions, key=int, default="")

@@ -10,9 +10,14 @@ import numpy as np
 import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.metrics import metric_types, metric_util
 
+Sums = tuple[np.ndarray, np.ndarray]  # of recalls and of users, each [number of k]
+
 
 class RecallAtK(metric_types.Metric):
-    """Mean over users of (positives among the k best scored) / (positives), over users with any positive.
+    """Mean over users of (positives among the k best scored) / (positives).
+
+    Users without a positive, and users with no more than k examples, do not count: the recall of the latter is 1 in
+    whatever order.
 
     The MetricsSpec must name a `query_key` and `binarize.top_k_list`.
 
@@ -65,17 +70,17 @@ def recall_at_k(labels: np.ndarray, scores: np.ndarray, k: int) -> float | None:
         k: How many of the best are looked at, at least 1.
 
     Returns:
-        A share in [0, 1], or None without any positive.
+        A share in [0, 1], or None where it says nothing: without a positive, or with no more than k examples.
     """
     positives = labels.sum()
-    if positives <= 0:
+    if positives <= 0 or len(labels) <= k:
         return None
     best = np.argsort(-scores, kind="stable")[:k]
     return float(labels[best].sum() / positives)
 
 
 class _RecallCombiner(beam.CombineFn):
-    """Accumulates, for each k, the sum of recalls; and the number of users."""
+    """Accumulates, for each k, the sum of recalls and the number of users that count."""
 
     def __init__(self, keys: list[Any], eval_config: tfma.EvalConfig | None, model: str, output: str) -> None:
         self._keys = keys
@@ -83,10 +88,10 @@ class _RecallCombiner(beam.CombineFn):
         self._model = model
         self._output = output
 
-    def create_accumulator(self) -> tuple[np.ndarray, int]:
-        return np.zeros(len(self._keys)), 0
+    def create_accumulator(self) -> Sums:
+        return np.zeros(len(self._keys)), np.zeros(len(self._keys), int)
 
-    def add_input(self, accumulator: tuple[np.ndarray, int], element: Any) -> tuple[np.ndarray, int]:
+    def add_input(self, accumulator: Sums, element: Any) -> Sums:
         sums, users = accumulator
         labels, scores, _ = next(
             metric_util.to_label_prediction_example_weight(
@@ -99,14 +104,13 @@ class _RecallCombiner(beam.CombineFn):
             )
         )
         recalls = [recall_at_k(labels.ravel(), scores.ravel(), key.sub_key.top_k) for key in self._keys]
-        if any(recall is None for recall in recalls):
-            return accumulator
-        return sums + np.array(recalls), users + 1
+        told = np.array([recall is not None for recall in recalls])
+        return sums + np.array([recall or 0.0 for recall in recalls]), users + told
 
-    def merge_accumulators(self, accumulators: Iterable[tuple[np.ndarray, int]]) -> tuple[np.ndarray, int]:
+    def merge_accumulators(self, accumulators: Iterable[Sums]) -> Sums:
         parts = list(accumulators)
-        return np.sum([sums for sums, _ in parts], axis=0), sum(users for _, users in parts)
+        return np.sum([sums for sums, _ in parts], axis=0), np.sum([users for _, users in parts], axis=0)
 
-    def extract_output(self, accumulator: tuple[np.ndarray, int]) -> dict[Any, float]:
+    def extract_output(self, accumulator: Sums) -> dict[Any, float]:
         sums, users = accumulator
-        return {key: sums[i] / users if users else float("nan") for i, key in enumerate(self._keys)}
+        return {key: sums[i] / users[i] if users[i] else float("nan") for i, key in enumerate(self._keys)}

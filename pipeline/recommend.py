@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from components.impression_example_gen import impressions
 from components.world import tables
@@ -15,6 +16,7 @@ from serving.client import Client
 from transform.contract import Contract, Kind, Role
 
 MODEL = "ranker"
+BATCH_SIZE = 1000  # rows of one request; serving/configs/batching.config allows 1,024
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,12 @@ def recommend(run: dict[str, Any], user_id: str, n: int, client: Client) -> Feed
     known = user_id in set(tables.read_table(world, "users", ["user_id"])["user_id"].to_pylist())
     seen = impressions.watched(world, user_id)
     candidates = [video for video in videos["video_id"].to_pylist() if video not in seen]
-    now = max(tables.read_table(world, "interactions", ["at"])["at"].to_pylist()) + 1
+    now = pc.max(tables.read_table(world, "interactions", ["at"])["at"]).as_py() + 1
     rows = impressions.serving_rows(world, contract, user_id, candidates, now)
-    answer = client.predict(MODEL, rows, contract)
+    answer = client.predict(MODEL, rows, contract, batch_size=BATCH_SIZE)
     best = np.argsort(-answer["score"], kind="stable")[:n]
-    details = {row["video_id"]: row for row in videos.select(["video_id", "title", "primary_category"]).to_pylist()}
+    shown = [name for name in ("video_id", "title", "primary_category") if name in videos.column_names]
+    details = {row["video_id"]: row for row in videos.select(shown).to_pylist()}
     entries = [_entry(details[candidates[i]], answer, int(i), contract) for i in best]
     return Feed(user_id=user_id, known_user=known, seen=len(seen), entries=entries)
 
@@ -78,8 +81,8 @@ def _entry(video: dict[str, Any], answer: dict[str, np.ndarray], index: int, con
         weights = {name: float(w) for name, w in zip(names, answer["modality_weights"][index], strict=True)}
     return FeedEntry(
         video_id=video["video_id"],
-        title=video["title"] or "",
-        category=video["primary_category"] or "",
+        title=video.get("title") or "",
+        category=video.get("primary_category") or "",
         score=float(answer["score"][index]),
         modality_weights=weights,
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tfx.components import Evaluator, Pusher, StatisticsGen, Trainer, Transform
+from tfx.components import Evaluator, ExampleValidator, Pusher, StatisticsGen, Trainer, Transform
 from tfx.dsl.components.base import base_node
 from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
 
+from components.anomaly_gate.component import AnomalyGate
 from components.contract_schema.component import ContractSchema
-from components.example_validator.component import ExampleValidator
 from components.impression_example_gen.component import ImpressionExampleGen
 from components.serving_baseline.component import ServingBaseline
 from pipeline.config import RunConfig
@@ -25,19 +25,20 @@ class Locations:
 
     Attributes:
         world: Folder of canonical tables.
-        world_fingerprint: Content identity of the world, so that changed data is not taken from the cache.
+        fingerprint: Identity of the world's content and of the code, so that what either changes is not taken from the
+            cache; empty where nothing is cached.
         root: Folder of artifacts and checkpoints.
         models: Push destination; each model has a folder of versions in it.
     """
 
     world: str
-    world_fingerprint: str
+    fingerprint: str
     root: str
     models: str
 
 
 def components(
-    config: RunConfig, contract: Contract, at: Locations, served: dict[str, str]
+    config: RunConfig, contract: Contract, at: Locations, judgements: dict[str, str]
 ) -> list[base_node.BaseNode]:
     """All nodes of a run in topological order.
 
@@ -45,21 +46,23 @@ def components(
         config: What to run.
         contract: The features.
         at: Where.
-        served: For each model, the version that was being served when its current one was judged; a cache key.
+        judgements: For each model, what its judgement is cached under, see `pipeline.judgement`.
     """
     contract_json = contract.to_json()
     examples = ImpressionExampleGen(
         world=at.world,
-        world_fingerprint=at.world_fingerprint,
+        world_fingerprint=at.fingerprint,
         contract_json=contract_json,
         splits_json=config.splits.model_dump_json(),
     )
     statistics = StatisticsGen(examples=examples.outputs["examples"])
     schema = ContractSchema(contract_json=contract_json)
     validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
-    nodes: list[base_node.BaseNode] = [examples, statistics, schema, validator]
+    gate = AnomalyGate(anomalies=validator.outputs["anomalies"])
+    shared: list[base_node.BaseNode] = [examples, statistics, schema, validator, gate]
+    nodes = list(shared)
     for name in config.models:
-        nodes += _model_nodes(name, config, contract, at, served.get(name, ""), nodes[:4])
+        nodes += _model_nodes(name, config, contract, at, judgements.get(name, ""), shared)
     return nodes
 
 
@@ -68,21 +71,21 @@ def _model_nodes(
     config: RunConfig,
     contract: Contract,
     at: Locations,
-    served_version: str,
+    judgement: str,
     shared: list[base_node.BaseNode],
 ) -> list[base_node.BaseNode]:
     """Transform to Pusher of one model."""
-    examples, _, schema, validator = shared
+    examples, _, schema, _, gate = shared
     model, entry = config.models[name], MODELS[name]
     transform = Transform(
         examples=examples.outputs["examples"],
         schema=schema.outputs["schema"],
         preprocessing_fn=entry.preprocessing_fn,
-        custom_config={"contract": contract.to_json()},
+        custom_config={"contract": contract.to_json(), "fingerprint": at.fingerprint},
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "valid"]),
         disable_statistics=True,  # StatisticsGen has them, and nobody reads these
     )
-    transform.add_upstream_node(validator)
+    transform.add_upstream_node(gate)
     trainer = Trainer(
         run_fn=entry.run_fn,
         examples=transform.outputs["transformed_examples"],
@@ -94,12 +97,13 @@ def _model_nodes(
             "contract": contract.to_json(),
             "model": model.model,
             "training": model.training,
+            "fingerprint": at.fingerprint,
             "checkpoint_dir": f"{at.root}/checkpoints/{name}",
         },
     )
     destination = f"{at.models}/{name}"
     baseline = ServingBaseline(
-        candidate=trainer.outputs["model"], push_destination=destination, served_version=served_version
+        candidate=trainer.outputs["model"], push_destination=destination, served_version=judgement
     )
     evaluator = Evaluator(
         examples=examples.outputs["examples"],
@@ -126,7 +130,7 @@ def build(
     config: RunConfig,
     contract: Contract,
     at: Locations,
-    served: dict[str, str],
+    judgements: dict[str, str],
     metadata: object | None = None,
     cache: bool = True,
 ) -> tfx_pipeline.Pipeline:
@@ -136,14 +140,14 @@ def build(
         config: What to run.
         contract: The features.
         at: Where.
-        served: See `components`.
+        judgements: See `components`.
         metadata: MLMD connection; None where the engine brings its own.
         cache: Whether a node whose inputs did not change is skipped.
     """
     return tfx_pipeline.Pipeline(
         pipeline_name=config.name,
         pipeline_root=f"{at.root}/artifacts",
-        components=components(config, contract, at, served),
+        components=components(config, contract, at, judgements),
         enable_cache=cache,
         metadata_connection_config=metadata,
         beam_pipeline_args=list(config.beam_args),

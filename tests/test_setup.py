@@ -1,8 +1,11 @@
 """The set-up and the packaging: a machine without the right Python is told so, and nothing is left out of a package."""
 
+import ast
+import importlib.metadata
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -56,6 +59,27 @@ def test_pre_commit_runs_what_make_lint_runs():
 
 def test_package_data_patterns_match_files():
     text = (ROOT / "setup.py").read_text()
-    for package, patterns in re.findall(r'"(\w+)": \[([^\]]+)\]', text):
+    for package, patterns in re.findall(r'"(pipeline|serving|transform)": \[([^\]]+)\]', text):
         for pattern in re.findall(r'"([^"]+)"', patterns):
             assert list((ROOT / package).glob(pattern)), f"{package}: {pattern} matches nothing"
+
+
+def test_setup_requires_what_the_packages_import():
+    packages = ("components", "pipeline", "serving", "trainer", "transform")
+    imported = set()
+    for path in (path for name in packages for path in (ROOT / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(str(node.module).partition(".")[0])
+    third_party = imported - set(sys.stdlib_module_names) - set(packages)
+    owners: dict[str, set[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        for file in distribution.files or ():
+            if file.suffix in (".py", ".so"):
+                name = str(distribution.metadata["Name"]).lower().replace("_", "-")
+                owners.setdefault(file.parts[0].partition(".")[0], set()).add(name)
+    text = (ROOT / "setup.py").read_text()
+    listed = {re.split(r"[\[<>=]", name)[0] for name in re.findall(r'^    "([^"]+)",$', text, re.MULTILINE)}
+    assert {module: owners[module] for module in third_party if not owners[module] & listed} == {}

@@ -26,7 +26,6 @@ class TrainingConfig(Settings):
 
     Attributes:
         epochs: At most so many.
-        steps: Batches an epoch; None means all full batches of the split.
         batch_size: Rows a step, over all replicas.
         learning_rate: Of Adam.
         patience: Stop after so many epochs without a better validation AUC.
@@ -40,7 +39,6 @@ class TrainingConfig(Settings):
     """
 
     epochs: int = Field(default=20, ge=1)
-    steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=1024, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     patience: int = Field(default=2, ge=1)
@@ -103,7 +101,7 @@ def fit(
     """
     keras.utils.set_random_seed(config.seed)
     batch_size = min(config.batch_size, train.rows)
-    steps = config.steps or train.rows // batch_size
+    steps = train.rows // batch_size
     with _precision(config), strategy.scope():
         model = build()
         trainable = _Trainable(model.inputs, model.get_layer("logit").output)

@@ -53,6 +53,7 @@ STEPS = [
     "ImpressionExampleGen",
     "StatisticsGen",
     "ExampleValidator",
+    "AnomalyGate",
     "Transform",
     "Trainer",
     "ServingBaseline",
@@ -126,7 +127,7 @@ def test_every_step_runs_in_order_and_the_model_is_pushed(pushed, good_model):
 
 
 def test_a_run_that_died_continues_where_it_died(pushed):
-    assert [step.name for step in pushed.steps if step.cached] == STEPS[:5]
+    assert [step.name for step in pushed.steps if step.cached] == STEPS[:6]
 
 
 def test_rows_of_all_splits_are_the_rows_of_the_world(pushed):
@@ -165,7 +166,7 @@ def failed_gates(record: local_runner.Run) -> list[ReportedGate]:
 
 
 def test_a_worse_model_is_refused_by_the_change_gate_alone(pushed, good_model, world, folder, spoilt):
-    record = run(with_model(SETTINGS, {"good": str(good_model), "noise": 0.2}), world, folder)
+    record = run(with_model(SETTINGS, {"good": str(good_model), "noise": 0.5}), world, folder)
     assert record.outcome == "refused"
     assert {(gate.metric, gate.kind, gate.slice) for gate in failed_gates(record)} == {
         ("auc", "change", "all examples")
@@ -198,7 +199,7 @@ def some_category(record: local_runner.Run) -> str:
 
 
 def test_a_refusal_shows_a_table_and_leaves_with_code_3(pushed, good_model, world, folder, spoilt, capfd):
-    settings = with_model(SETTINGS, {"good": str(good_model), "noise": 0.2})
+    settings = with_model(SETTINGS, {"good": str(good_model), "noise": 0.5})
     with pytest.raises(typer.Exit) as caught:
         cli._run(settings, world, folder)
     assert caught.value.exit_code == 3

@@ -39,6 +39,7 @@ def test_gate_values_arrive(tmp_path):
         ("by: time", "by: luck", "'time' or 'hash', got 'luck'"),
         ("ranker:", "ranger:", "unknown model 'ranger': expected one of ranker"),
         ("metric: auc", "metric: acu", "unknown metric 'acu': expected one of auc, logloss"),
+        ("metric: auc", "metric: calibration", "calibration is best at 1"),
         ("at_least: 0.7, ", "", "a change threshold alone passes everything"),
         ("change: 0.01", "change: -1", "greater than or equal to 0, got -1"),
         ("[{metric: auc, at_least: 0.7, change: 0.01}]", "[]", "at least 1 item"),

@@ -60,7 +60,8 @@ def test_every_step_waits_for_what_it_needs(job):
     tasks = job["pipelineSpec"]["root"]["dag"]["tasks"]
     assert "Evaluator" in tasks["Pusher"]["dependentTasks"]
     assert "ServingBaseline" in tasks["Evaluator"]["dependentTasks"]
-    assert "ExampleValidator" in tasks["Transform"]["dependentTasks"]
+    assert "AnomalyGate" in tasks["Transform"]["dependentTasks"]
+    assert "ExampleValidator" in tasks["AnomalyGate"]["dependentTasks"]
 
 
 def test_kubeflow_sdk_loads_the_spec(job, tmp_path):

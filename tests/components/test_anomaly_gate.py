@@ -4,17 +4,18 @@ import pandas as pd
 import pytest
 import tensorflow_data_validation as tfdv
 from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx.components.example_validator.executor import Executor as ExampleValidator
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import io_utils
 
-from components.example_validator.executor import AnomaliesFoundError, Executor
+from components.anomaly_gate.executor import AnomaliesFoundError, Executor
 
 SPLITS = ("train", "valid")
 
 
 @pytest.fixture
 def validate(tmp_path):
-    """Runs the executor on one small frame a split, against a schema with a float `age` of at most 100."""
+    """Runs ExampleValidator and the gate on small frames, against a schema with a float `age` of at most 100."""
     schema = schema_pb2.Schema()
     feature = schema.feature.add(name="age", type=schema_pb2.FLOAT)
     feature.presence.min_fraction = 1.0
@@ -33,11 +34,12 @@ def validate(tmp_path):
         schema_artifact.uri = str(tmp_path / "schema")
         anomalies = standard_artifacts.ExampleAnomalies()
         anomalies.uri = str(tmp_path / "anomalies")
-        Executor().Do(
+        ExampleValidator().Do(
             {"statistics": [statistics], "schema": [schema_artifact]},
             {"anomalies": [anomalies]},
             {"exclude_splits": "null"},
         )
+        Executor().Do({"anomalies": [anomalies]}, {}, {})
 
     return run
 

@@ -1,0 +1,1 @@
+"""AnomalyGate: stops the run on what ExampleValidator found."""

@@ -1,1 +1,0 @@
-"""ExampleValidator that stops the run when it finds an anomaly."""
