@@ -13,12 +13,15 @@ def load_run(folder: Path) -> dict[str, Any]:
     """The record of a run.
 
     Raises:
-        ContractError: There is none in this folder.
+        ContractError: There is none in this folder, or it cannot be read.
     """
     path = folder / "run.json"
     if not path.is_file():
         raise ContractError(f"no run in {folder}: expected {path}; `shortlist run` or `shortlist demo` writes it")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ContractError(f"{path}: expected the record of a run, got {error}: delete it and run again") from error
     return record
 
 
