@@ -25,12 +25,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 from protocols import movielens, table
-from protocols.metrics import auc, logloss
+from sklearn.metrics import log_loss, roc_auc_score
 
 from trainer.data import Split
 from trainer.keras_version import keras
 from trainer.ranker import Config, build_model
-from trainer.training import TrainingConfig, fit
+from trainer.training import CLICKS, TrainingConfig, fit
 from transform.contract import Contract
 
 HERE = Path(__file__).parent
@@ -72,7 +72,12 @@ OURS: dict[str, dict[str, Any]] = {
     "deep_fm_regularised": {**SHARED, "architecture": "deep_fm", "embedding_l2": 1e-3},
     "dcn_v2_regularised": {**SHARED, "architecture": "dcn_v2", "embedding_l2": 1e-3},
     "autoint_regularised": {**SHARED, "architecture": "autoint", "embedding_l2": 1e-3},
+    # Protocol B with the history of the train split as one more field, which only `acf` has otherwise.
+    "mhsa_crossing_history": FULL,
+    "autoint_history": {**SHARED, "architecture": "autoint", "embedding_l2": 1e-3},
+    "deep_fm_history": {**SHARED, "architecture": "deep_fm", "embedding_l2": 1e-3},
 }
+WITH_HISTORY = ("acf", "mhsa_crossing_history", "autoint_history", "deep_fm_history")
 PEERS = ("lr", "fm", "afm", "deep_fm", "dcn_v2", "autoint")
 # Epochs without a better validation AUC after which training stops. deepctr-torch starts from tiny embeddings, so that
 # its models, and shallow ones of either side, stand still for some epochs and then improve again; deep ones of ours
@@ -128,8 +133,8 @@ def _runs(
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(side, model, measurement) one by one; a model and its peer one after the other."""
     for name in options.models:
-        if protocol == "A" and name == "acf":
-            continue  # no ids, no history
+        if name in WITH_HISTORY and (protocol == "A" or (protocol == "T" and name != "acf")):
+            continue  # A has no ids and no history, and all of T have it
         wanted = {
             side: not (options.only_missing and results.has(protocol, side, name, seed)) for side in ("ours", "peer")
         }
@@ -143,7 +148,7 @@ def _ours(
     protocol: str, name: str, seed: int, arrays: dict[str, np.ndarray], options: argparse.Namespace
 ) -> dict[str, Any]:
     contract = movielens.contract(protocol)
-    if protocol == "B" and name != "acf":
+    if protocol == "B" and name not in WITH_HISTORY:
         contract = movielens.without_history(contract)
     sizes = json.loads(str(arrays["about"]))["vocabulary_sizes"]
     config = Config.of(OURS[name], "model")
@@ -157,6 +162,7 @@ def _ours(
             lambda: build_model(config, contract, sizes),
             splits["train"],
             splits["valid"],
+            CLICKS,
             training,
             tf.distribute.get_strategy(),
             f"{folder}/checkpoint",
@@ -169,8 +175,8 @@ def _ours(
     best = max(history, key=lambda entry: entry["val_auc"])
     measure = {
         "valid_auc": best["val_auc"],
-        "auc": auc(labels, scores),
-        "logloss": logloss(labels, scores),
+        "auc": roc_auc_score(labels, scores),
+        "logloss": log_loss(labels, scores),
         "epoch": best["epoch"],
         "rows_per_second": float(np.median([entry["rows_per_second"] for entry in history[1:] or history])),
         "ms_per_1000": _inference(score, splits["test"]),

@@ -102,6 +102,14 @@ def import_amazon(
     _print_import(amazon.import_amazon(source, out, images))
 
 
+@importers.command("clips")
+def import_clips(source: Source, out: Out) -> None:
+    """Videos in a folder for each class: UCF101's layout, or any other."""
+    from components.importers import clips
+
+    _print_import(clips.import_clips(source, out))
+
+
 @importers.command("tables")
 def import_tables(
     source: Source,
@@ -180,29 +188,21 @@ def report(
     _report(folder or newest_run(runs))
 
 
-@app.command()
-def serve(
-    models: Annotated[
-        Path | None, typer.Option("--models", help="Folder of models; default: the newest run's.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="gRPC port; 0 picks a free one.")] = 8500,
-    rest_port: Annotated[int, typer.Option("--rest-port", help="REST port; 0 picks a free one.")] = 8501,
-    runs: Runs = Path("runs"),
-) -> None:
-    """Serve models over TF Serving's gRPC and REST interfaces until interrupted."""
+@app.command(
+    add_help_option=False,  # the options tell their own
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def serve(context: typer.Context, runs: Runs = Path("runs")) -> None:
+    """Serve models (the newest run's, or --models DIR) over gRPC and REST; TF Serving's flags: see serve --help."""
     from pipeline.runs import load_run, newest_run
+    from serving.model_server import options
 
-    folder = str(models) if models else load_run(newest_run(runs))["models"]
-    if not Path(folder).is_dir():
-        raise ContractError(f"no models in {folder}: expected a folder of MODEL/VERSION/saved_model.pb")
-    from serving.model_server import server
+    chosen = options.parse(context.args, "shortlist serve", lambda: str(load_run(newest_run(runs))["models"]))
+    if chosen.models and not Path(chosen.models).is_dir():
+        raise ContractError(f"no models in {chosen.models}: expected a folder of MODEL/VERSION/saved_model.pb")
+    from serving.model_server.__main__ import serve as serve_options
 
-    with server.start(folder, port=port, rest_port=rest_port, host=host) as running:
-        Console().print(
-            f"Serving {folder}: gRPC {host}:{running.port}, REST {host}:{running.rest_port}", highlight=False
-        )
-        running.wait()
+    serve_options(chosen)
 
 
 @app.command()

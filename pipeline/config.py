@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +9,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.models import MODELS
-from transform.contract import ContractError
+from transform.clip_settings import ClipSettings
+from transform.contract import ContractError, did_you_mean
 
 BUILT_IN = Path(__file__).parent / "configs"
-METRICS = ("auc", "logloss", "calibration", "ndcg", "recall")
+METRICS: dict[str, tuple[str, ...]] = {  # that gates may name, by what a model is evaluated on
+    "impressions": ("auc", "logloss", "calibration", "ndcg", "recall"),
+    "clips": ("accuracy", "macro_precision", "macro_recall"),
+}
 
 
 class _Strict(BaseModel):
@@ -44,7 +47,7 @@ class Gate(_Strict):
     """What one metric must reach before a model is pushed.
 
     Attributes:
-        metric: One of `METRICS`; ndcg and recall are at 10, by user.
+        metric: One of `METRICS`; ndcg and recall are at 10, by user; accuracy is top-1.
         at_least: Absolute floor.
         at_most: Absolute ceiling.
         change: How far the metric may move the wrong way against the model now served; 0 means not at all.
@@ -61,8 +64,6 @@ class Gate(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Gate:
-        if self.metric not in METRICS:
-            raise ValueError(f"unknown metric {self.metric!r}: expected one of {', '.join(METRICS)}")
         if self.metric == "calibration" and self.change is not None:
             raise ValueError("calibration is best at 1, so no change is for the better: use at_least and at_most")
         if self.at_least is None and self.at_most is None:
@@ -83,22 +84,37 @@ class ModelConfig(_Strict):
 
 
 class RunConfig(_Strict):
-    """A run: which contract, how examples are split, which models with which gates."""
+    """A run: which contract, how examples are split, which models with which gates.
+
+    `clips` decodes the world's media; its content vectors are those of the classifier being served.
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     contract: str
     world: str | None = None
     splits: Splits = Splits()
+    clips: ClipSettings | None = None
+    clip_splits: Splits = Splits(by="hash")
     models: dict[str, ModelConfig] = Field(min_length=1)
     beam_args: tuple[str, ...] = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
 
     @field_validator("models")
     @classmethod
     def _known_models(cls, models: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
-        for name in models:
+        for name, model in models.items():
             if name not in MODELS:
                 raise ValueError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}")
+            allowed = METRICS[MODELS[name].examples]
+            for gate in model.gates:
+                if gate.metric not in allowed:
+                    raise ValueError(f"{name}: unknown metric {gate.metric!r}: expected one of {', '.join(allowed)}")
         return models
+
+    @model_validator(mode="after")
+    def _check_clips(self) -> RunConfig:
+        if self.clips is None and any(MODELS[name].examples == "clips" for name in self.models):
+            raise ValueError("a model of clips needs to know their shape: add `clips: {frames: 32, size: 224}`")
+        return self
 
 
 def load(name_or_path: str) -> RunConfig:
@@ -125,8 +141,13 @@ def load(name_or_path: str) -> RunConfig:
 def _explain(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"]) or "file"
     if detail["type"] == "extra_forbidden":
-        known = {*RunConfig.model_fields, *ModelConfig.model_fields, *Gate.model_fields, *Splits.model_fields}
-        close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-        return f"{key}: unknown key" + (f" (did you mean {close[0]!r}?)" if close else "") + ": remove it"
+        known = {
+            *RunConfig.model_fields,
+            *ModelConfig.model_fields,
+            *Gate.model_fields,
+            *Splits.model_fields,
+            *ClipSettings.model_fields,
+        }
+        return f"{key}: unknown key{did_you_mean(str(detail['loc'][-1]), known)}: remove it"
     got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"
     return f"{key}: {detail['msg'].removeprefix('Value error, ')}{got}"

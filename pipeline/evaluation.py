@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import tensorflow_model_analysis as tfma
 
-from pipeline.config import Gate, ModelConfig
+from pipeline.config import METRICS, Gate, ModelConfig
+from transform import clips
 from transform.contract import Contract, ContractError, Kind, Role
 
 TOP_K = 10
-HIGHER_IS_BETTER = {"auc": True, "logloss": False, "ndcg": True, "recall": True}
+HIGHER_IS_BETTER = dict.fromkeys(("auc", "ndcg", "recall", *METRICS["clips"]), True) | {"logloss": False}
 
 
 def eval_config(contract: Contract, model: ModelConfig, prediction_key: str) -> tfma.EvalConfig:
@@ -53,14 +54,44 @@ def eval_config(contract: Contract, model: ModelConfig, prediction_key: str) -> 
     )
 
 
+def clip_eval_config(model: ModelConfig, prediction_key: str) -> tfma.EvalConfig:
+    """What Evaluator measures of a classifier of clips: top-1, macro precision and recall, and the confusion matrix.
+
+    Args:
+        model: Gates and further slices, of the texts of a clip example.
+        prediction_key: Output of `serving_default` with the probabilities; `all_classes` names them.
+
+    Raises:
+        ContractError: A slice names something else.
+    """
+    known = (clips.PRIMARY_CATEGORY, clips.SECONDARY_CATEGORY, clips.HAS_AUDIO, clips.DURATION_BUCKET)
+    slices = list(dict.fromkeys([clips.HAS_AUDIO, clips.DURATION_BUCKET, *_gated_slices(model)]))
+    for name in slices:
+        if name not in known:
+            raise ContractError(f"cannot slice clips by {name!r}: expected one of {', '.join(known)}")
+    spec = tfma.ModelSpec(
+        signature_name="serving_default", label_key=clips.PRIMARY_CATEGORY, prediction_key=prediction_key
+    )
+    names = (*METRICS["clips"], "confusion_matrix")
+    of_classes = [_metric("OfClasses", name, model.gates, module="pipeline.class_metrics") for name in names]
+    return tfma.EvalConfig(
+        model_specs=[spec],
+        slicing_specs=[tfma.SlicingSpec(), *(tfma.SlicingSpec(feature_keys=[name]) for name in slices)],
+        metrics_specs=[tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="ExampleCount"), *of_classes])],
+    )
+
+
+def _gated_slices(model: ModelConfig) -> list[str]:
+    return [*model.slices, *(name.partition("=")[0] for gate in model.gates for name in gate.slices)]
+
+
 def slice_features(contract: Contract, model: ModelConfig) -> list[str]:
     """Features by which metrics are sliced: the contract's slices, the run's, and those of the gates.
 
     Raises:
         ContractError: A named feature does not exist, or has more than one value an example.
     """
-    names = [f.name for f in contract.select(roles=(Role.SLICE,))]
-    names += [*model.slices, *(name.partition("=")[0] for gate in model.gates for name in gate.slices)]
+    names = [*(f.name for f in contract.select(roles=(Role.SLICE,))), *_gated_slices(model)]
     for name in names:
         if contract.feature(name).kind is not Kind.ID:
             raise ContractError(

@@ -31,6 +31,6 @@ def judgement_key(last: Mapping[str, Any], model: str, inputs: str, served: str,
         The last run's key if its judgement stands, else one that was never used.
     """
     ended = last.get("outcome") in ("pushed", "refused")
-    if ended and last.get("inputs") == inputs and last.get("served_after", {}).get(model) == served:
+    if ended and last.get("inputs_of", {}).get(model) == inputs and last.get("served_after", {}).get(model) == served:
         return str(last["judgements"][model])
     return f"{served or 'nothing'} served at {now:.6f}"

@@ -19,6 +19,7 @@ from rich.status import Status
 from tfx.orchestration import metadata
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
+from components.clip_example_gen import media
 from components.serving_baseline.executor import served_version
 from components.world import tables
 from pipeline import training_pipeline
@@ -26,7 +27,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import RunFailedError
 from pipeline.fingerprint import code_fingerprint
 from pipeline.judgement import inputs_key, judgement_key
-from pipeline.models import check_settings
+from pipeline.models import CLASSIFIER, MODELS, check_settings
 from pipeline.runs import load_run
 from transform import contract as contracts
 
@@ -34,6 +35,8 @@ Outcome = Literal["pushed", "refused", "failed"]
 
 # What the report needs: component and type of an artifact, and the name it goes by in run.json.
 RECORDED = {
+    ("ClipExampleGen", "Examples"): "clips",
+    ("ContentEmbedder", "shortlist.ContentVectors"): "content",
     ("ImpressionExampleGen", "Examples"): "examples",
     ("StatisticsGen", "ExampleStatistics"): "statistics",
     ("ExampleValidator", "ExampleAnomalies"): "anomalies",
@@ -65,7 +68,7 @@ class Run:
     models: str
     started: float
     log: str
-    inputs: str
+    inputs_of: dict[str, str]  # by model
     judgements: dict[str, str]
     finished: float = 0.0
     outcome: Outcome = "failed"
@@ -100,15 +103,19 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         fingerprint=f"{tables.fingerprint(world)}-{code_fingerprint()}",
         root=str(folder),
         models=str(folder / "models"),
+        clips_fingerprint=f"{media.fingerprint(world)}-{code_fingerprint()}" if config.clips else "",
     )
     folder.mkdir(parents=True, exist_ok=True)
     connection = metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite"))
     started = time.time()
-    inputs = inputs_key(config.model_dump_json(), contract.to_json(), at.world, at.fingerprint)
-    judgements = {
-        name: judgement_key(last, name, inputs, served_version(f"{at.models}/{name}"), started)
-        for name in config.models
+    served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, CLASSIFIER}}
+    fingerprints = {"impressions": at.fingerprint, "clips": at.clips_fingerprint}
+    shared = config.model_dump_json(exclude={"models"}), contract.to_json(), at.world
+    inputs = {
+        name: inputs_key(*shared, model.model_dump_json(), fingerprints[MODELS[name].examples])
+        for name, model in config.models.items()
     }
+    judgements = {name: judgement_key(last, name, inputs[name], served[name], started) for name in config.models}
     record = Run(
         id=folder.name,
         config=config.model_dump(mode="json"),
@@ -117,11 +124,12 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         models=at.models,
         started=started,
         log=str(log),
-        inputs=inputs,
+        inputs_of=inputs,
         judgements=judgements,
     )
     history = History(connection, config)
-    pipeline = training_pipeline.build(config, contract, at, judgements, connection)
+    known = {CLASSIFIER: served[CLASSIFIER], **judgements}
+    pipeline = training_pipeline.build(config, contract, at, known, connection)
     try:
         with _progress(console, record, history):
             LocalDagRunner().run(pipeline)

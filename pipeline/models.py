@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class ModelEntry:
         settings: Dotted path of the class that checks `model:` of a run configuration.
         training_settings: Dotted path of the class that checks `training:`.
         prediction_key: The output of `serving_default` that is evaluated.
+        examples: What it learns from and is evaluated on.
     """
 
     preprocessing_fn: str
@@ -28,6 +29,7 @@ class ModelEntry:
     settings: str
     training_settings: str
     prediction_key: str
+    examples: Literal["impressions", "clips"] = "impressions"
 
 
 MODELS: dict[str, ModelEntry] = {
@@ -38,7 +40,16 @@ MODELS: dict[str, ModelEntry] = {
         training_settings="trainer.training.TrainingConfig",
         prediction_key="score",
     ),
+    "video_classifier": ModelEntry(
+        preprocessing_fn="transform.clips.preprocessing_fn",
+        run_fn="trainer.video_classifier.run_fn",
+        settings="trainer.video_classifier.Config",
+        training_settings="trainer.clip_training.ClipTrainingConfig",
+        prediction_key="probabilities",
+        examples="clips",
+    ),
 }
+CLASSIFIER = "video_classifier"  # whose vectors ContentEmbedder makes
 
 
 def check_settings(name: str, model: Mapping[str, Any], training: Mapping[str, Any]) -> None:

@@ -65,7 +65,8 @@ def recommend(run: dict[str, Any], user_id: str, n: int, client: Client) -> Feed
     seen = impressions.watched(world, user_id)
     candidates = [video for video in videos["video_id"].to_pylist() if video not in seen]
     now = pc.max(tables.read_table(world, "interactions", ["at"])["at"]).as_py() + 1
-    rows = impressions.serving_rows(world, contract, user_id, candidates, now)
+    content = run.get("artifacts", {}).get(MODEL, {}).get("content")
+    rows = impressions.serving_rows(world, contract, user_id, candidates, now, content)
     answer = client.predict(MODEL, rows, contract, batch_size=BATCH_SIZE)
     best = np.argsort(-answer["score"], kind="stable")[:n]
     shown = [name for name in ("video_id", "title", "primary_category") if name in videos.column_names]

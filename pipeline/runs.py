@@ -20,8 +20,10 @@ def load_run(folder: Path) -> dict[str, Any]:
         raise ContractError(f"no run in {folder}: expected {path}; `shortlist run` or `shortlist demo` writes it")
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ContractError(f"{path}: expected the record of a run, got {error}: delete it and run again") from error
+        for key in ("id", "world", "outcome", "started", "finished"):
+            record[key]
+    except (ValueError, KeyError) as error:
+        raise ContractError(f"{path}: expected the record of a run, got {error!r}: delete it and run again") from error
     return record
 
 
@@ -33,5 +35,5 @@ def newest_run(runs: Path) -> Path:
     """
     records = sorted(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
     if not records:
-        raise ContractError(f"no run in {runs}/ yet: start with `shortlist demo`, or `shortlist run --config FILE`")
+        raise ContractError(f"no run.json below {runs}: start with `shortlist demo`, or `shortlist run --config FILE`")
     return records[-1].parent

@@ -9,7 +9,6 @@ No TensorFlow operation runs here; only its messages are used.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from tensorflow_serving.apis import input_pb2
 
-from transform.contract import Contract, ContractError, Feature, Kind
+from transform.contract import Contract, ContractError, Feature, Kind, did_you_mean
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -71,9 +70,8 @@ def _unknown(name: Any, inputs: Mapping[str, Feature], contract: Contract) -> st
     for feature in contract.features:
         if feature.name == name:
             return f"{name!r} has role {feature.role.value} and is no input of a model: leave it out"
-    close = difflib.get_close_matches(str(name), list(inputs), n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(inputs)}"
-    return f"contract {contract.name!r} has no feature {name!r}: {hint}"
+    hint = did_you_mean(str(name), inputs)
+    return f"contract {contract.name!r} has no feature {name!r}{hint}: expected one of {', '.join(inputs)}"
 
 
 def _put(message: Any, value: Any, feature: Feature) -> None:

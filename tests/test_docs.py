@@ -44,7 +44,7 @@ def test_a_broken_link_is_found(tmp_path):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_make_target_named_exists(document):
-    assert named(r"(?<![\w-])make ([a-z][a-z-]*)", document) <= make_targets()
+    assert named(r"(?m)(?:^|`)\s*make ([a-z][a-z-]*)", document) <= make_targets()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -86,3 +86,14 @@ def test_the_license_is_the_whole_apache_license():
 def test_hooks_before_a_commit_need_no_network():
     config = yaml.safe_load(text(ROOT / ".pre-commit-config.yaml"))
     assert [repo["repo"] for repo in config["repos"]] == ["local"]
+
+
+def test_every_behaviour_of_the_conformance_list_has_a_test():
+    rows = [line for line in text(ROOT / "docs" / "conformance.md").splitlines() if line.startswith("| ")]
+    behaviours = [row for row in rows if not row.startswith("| behaviour")]
+    written = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "serving").glob("test_*.py"))
+    known = set(re.findall(r"^(?:async )?def (test_\w+)", written, re.MULTILINE))
+    assert len(behaviours) > 35
+    for row in behaviours:
+        assert (tests := set(re.findall(r"`(test_\w+)`", row))), row
+        assert tests <= known, f"{tests - known} is not in tests/serving"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,9 @@ class Split:
     rows: int
     columns: Mapping[str, np.ndarray] | None
 
-    def epochs(self, first: int, last: int, batch_size: int, seed: int, shuffle_rows: int) -> tf.data.Dataset:
+    def epochs(
+        self, first: int, last: int, batch_size: int, seed: int, shuffle_rows: int, skip: int = 0
+    ) -> tf.data.Dataset:
         """Shuffled full batches of (inputs, label, weight) for the epochs `first` to `last - 1`, each in its own order.
 
         The rows left over by the last full batch of an epoch are skipped, others each time.
@@ -48,16 +51,16 @@ class Split:
             batch_size: Rows a batch, at most `rows`.
             seed: Decides the orders.
             shuffle_rows: Size of the buffer that shuffles streamed rows.
+            skip: So many batches of the first epoch are left out.
         """
         if self.columns is None:
-            records = _records(self.files)
-            shuffled = tf.data.Dataset.range(first, last).flat_map(
-                lambda epoch: records.shuffle(shuffle_rows, seed=seed + epoch).batch(batch_size, drop_remainder=True)
-            )
-            batches = shuffled.map(self._parse, tf.data.AUTOTUNE)
+            orders = (shuffled(records(self.files), shuffle_rows, seed + epoch) for epoch in range(first, last))
+            full = (order.batch(batch_size, drop_remainder=True) for order in orders)
+            batches = reduce(tf.data.Dataset.concatenate, full).skip(skip).map(self._parse, tf.data.AUTOTUNE)
         else:
             columns = {name: tf.constant(values) for name, values in self.columns.items()}
             order = tf.data.Dataset.range(first, last).flat_map(lambda epoch: self._order(epoch, batch_size, seed))
+            order = order.skip(skip)
             batches = order.map(lambda rows: {n: tf.gather(v, rows) for n, v in columns.items()}, tf.data.AUTOTUNE)
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -66,12 +69,18 @@ class Split:
     def in_order(self, batch_size: int) -> tf.data.Dataset:
         """All rows once, in order, as batches of (inputs, label, weight)."""
         if self.columns is None:
-            batches = _records(self.files).batch(batch_size).map(self._parse, tf.data.AUTOTUNE)
+            batches = records(self.files).batch(batch_size).map(self._parse, tf.data.AUTOTUNE)
         else:
             columns = {name: tf.constant(values) for name, values in self.columns.items()}
             starts = tf.data.Dataset.range(0, self.rows, batch_size)
             batches = starts.map(lambda start: {n: v[start : start + batch_size] for n, v in columns.items()})
         return batches.map(self._to_pair).prefetch(tf.data.AUTOTUNE)
+
+    def answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and weights of all rows, in order, each [rows]."""
+        answers = list(self.in_order(READ_BATCH).map(lambda inputs, *answer: tuple(answer)).as_numpy_iterator())
+        labels, weights = (np.concatenate(part) for part in zip(*answers, strict=True))
+        return labels, weights
 
     def _order(self, epoch: tf.Tensor, batch_size: int, seed: int) -> tf.data.Dataset:
         shuffled = tf.random.experimental.stateless_shuffle(
@@ -115,17 +124,23 @@ def read(patterns: Sequence[str], feature_spec: Mapping[str, Any], contract: Con
     return Split(contract, files, spec, rows, columns)
 
 
-def _records(files: Sequence[str]) -> tf.data.Dataset:
+def records(files: Sequence[str]) -> tf.data.Dataset:
+    """The records of TFRecord files, gzipped if the first ends in .gz, always in the same order."""
     return tf.data.TFRecordDataset(list(files), "GZIP" if files[0].endswith(".gz") else "", num_parallel_reads=4)
 
 
+def shuffled(rows: tf.data.Dataset, buffer: int, seed: int) -> tf.data.Dataset:
+    """The rows in an order decided by the seed, the same whenever it is asked for: Keras may ask twice an epoch."""
+    return rows.shuffle(buffer, seed, reshuffle_each_iteration=False)
+
+
 def _count(files: Sequence[str]) -> int:
-    return int(_records(files).batch(READ_BATCH).reduce(0, lambda total, batch: total + tf.size(batch)))
+    return int(records(files).batch(READ_BATCH).reduce(0, lambda total, batch: total + tf.size(batch)))
 
 
 def _load(files: Sequence[str], spec: dict[str, Any], memory_bytes: float) -> dict[str, np.ndarray] | None:
     """All columns, indices narrowed to int32; None if they would take more than `memory_bytes`."""
-    parsed = _records(files).batch(READ_BATCH).map(lambda records: tf.io.parse_example(records, spec), tf.data.AUTOTUNE)
+    parsed = records(files).batch(READ_BATCH).map(lambda records: tf.io.parse_example(records, spec), tf.data.AUTOTUNE)
     parts: list[dict[str, np.ndarray]] = []
     size = 0
     for batch in parsed.as_numpy_iterator():

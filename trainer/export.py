@@ -14,30 +14,38 @@ Only ops of a stock TF Serving occur.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 import tensorflow_transform as tft
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from trainer.keras_version import keras
 from transform.contract import Contract, Feature, Kind
 from transform.schema import parse_spec
 
+_WARM_UP_ROWS = 8
+
 Tensors = dict[str, tf.Tensor]
 
 
 class _Serving(tf.Module):
-    """Holds what the signatures need, so that its variables, tables and files are saved."""
+    """Holds what the signatures need, so that its variables, tables and files are saved.
+
+    The model itself is not held: Keras would save functions of every layer, and loading would take twice as long.
+    """
 
     def __init__(self, model: keras.Model, contract: Contract, transform_output: tft.TFTransformOutput) -> None:
         super().__init__()
-        self.model = model
+        self.weights = model.variables
         self.tft_layer = transform_output.transform_features_layer()
         self._contract = contract
 
-    def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
+    def signatures(self, model: keras.Model) -> dict[str, tf.types.experimental.ConcreteFunction]:
         spec = parse_spec(self._contract)
 
         def answer(raw: Tensors) -> Tensors:
-            return self.model(self._transform(raw), training=False)
+            return model(self._transform(raw), training=False)
 
         def serving_default(examples: tf.Tensor) -> Tensors:
             return answer(tf.io.parse_example(examples, spec))
@@ -72,7 +80,25 @@ def export(model: keras.Model, contract: Contract, transform_output: tft.TFTrans
         directory: Where to; made if need be. Files of the SavedModel's names are overwritten, others stay.
     """
     serving = _Serving(model, contract, transform_output)
-    tf.saved_model.save(serving, directory, signatures=serving.signatures())
+    tf.saved_model.save(serving, directory, signatures=serving.signatures(model))
+
+
+def write_warm_up(raw_files: Sequence[str], directory: str) -> None:
+    """Writes requests made of real examples into a SavedModel, which a server answers before any traffic reaches it.
+
+    Args:
+        raw_files: Patterns of TFRecord files of raw tf.Examples, compressed by GZIP; the first few are taken.
+        directory: Of the SavedModel, which has the signature `serving_default` of `examples`.
+    """
+    files = tf.io.gfile.glob(list(raw_files))
+    rows = list(tf.data.TFRecordDataset(sorted(files), "GZIP").take(_WARM_UP_ROWS).as_numpy_iterator())
+    folder = tf.io.gfile.join(directory, "assets.extra")
+    tf.io.gfile.makedirs(folder)
+    with tf.io.TFRecordWriter(tf.io.gfile.join(folder, "tf_serving_warmup_requests")) as writer:
+        for batch in filter(None, (rows[:1], rows)):
+            request = predict_pb2.PredictRequest(inputs={"examples": tf.make_tensor_proto(batch, tf.string)})
+            log = prediction_log_pb2.PredictionLog(predict_log={"request": request})
+            writer.write(log.SerializeToString())
 
 
 def _tensor_spec(feature: Feature) -> tf.TensorSpec:

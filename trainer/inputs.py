@@ -65,6 +65,11 @@ def is_modality(feature: Feature) -> bool:
     return feature.kind is Kind.VECTOR and feature.role is Role.VIDEO
 
 
+def is_content(feature: Feature) -> bool:
+    """Whether a feature is made of the media: a modality, or how well they match what the user took to."""
+    return is_modality(feature) or feature.source == "derived.content_match"
+
+
 def is_social(feature: Feature) -> bool:
     """Whether a feature is a set of ids that describes the user, such as the authors they follow."""
     return feature.kind is Kind.IDS and feature.role is Role.USER

@@ -9,8 +9,6 @@ B batch, N fields, D embedding width, M modalities.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -21,8 +19,8 @@ from pydantic import Field, field_validator
 
 from trainer.baselines import acf, afm, autoint, dcn, deep_fm, embedding_mlp, fm, lr, wide_and_deep
 from trainer.data import read
-from trainer.export import export
-from trainer.inputs import Fields, build_fields, is_modality, is_social, keras_inputs
+from trainer.export import export, write_warm_up
+from trainer.inputs import Fields, build_fields, is_content, is_modality, is_social, keras_inputs
 from trainer.keras_version import keras
 from trainer.layers.attention_crossing import AttentionCrossing
 from trainer.layers.multi_head_self_attention import MultiHeadSelfAttention
@@ -30,7 +28,7 @@ from trainer.layers.perceptron import perceptron
 from trainer.layers.target_attention import TargetAttention
 from trainer.layers.user_guided_attention import UserGuidedAttention
 from trainer.settings import Settings
-from trainer.training import TrainingConfig, fit, is_chief, make_strategy
+from trainer.training import CLICKS, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
 from transform.contract import Contract, Kind
 from transform.impressions import vocabulary_sizes
 
@@ -194,7 +192,7 @@ def _used(contract: Contract, config: Config) -> Contract:
     off = [
         f
         for f in contract.inputs
-        if (is_modality(f) and config.modality == "none") or (is_social(f) and not config.social)
+        if (is_content(f) and config.modality == "none") or (is_social(f) and not config.social)
     ]
     return contract.model_copy(update={"features": tuple(f for f in contract.features if f not in off)})
 
@@ -221,8 +219,9 @@ def run_fn(fn_args: Any) -> None:
     """Trains and exports one ranking model: what TFX's Trainer calls, for the ranker and all baselines.
 
     Args:
-        fn_args: TFX's FnArgs. `custom_config` holds `contract` (JSON), `model` and `training` (keys of `Config` and
-            `TrainingConfig`) and `checkpoint_dir` (where an unfinished training of the same inputs is kept).
+        fn_args: TFX's FnArgs with `raw_files`, as `components.trainer` makes them. `custom_config` holds `contract`
+            (JSON), `model` and `training` (keys of `Config` and `TrainingConfig`) and `checkpoint_dir` (where an
+            unfinished training of the same inputs is kept).
     """
     given = fn_args.custom_config
     contract = Contract.from_json(given["contract"])
@@ -234,9 +233,8 @@ def run_fn(fn_args: Any) -> None:
     train = read(fn_args.train_files, feature_spec, contract, training.memory_bytes)
     valid = read(fn_args.eval_files, feature_spec, contract, training.memory_bytes)
     build = partial(build_model, config, contract, vocabulary_sizes(contract, transform_output))
-    # Only the very same work may be resumed: other data, features or settings start afresh.
-    same = json.dumps([given, fn_args.transform_graph_path, train.files, valid.files], sort_keys=True)
-    checkpoint_dir = f"{given['checkpoint_dir']}/{hashlib.sha256(same.encode()).hexdigest()[:16]}"
-    model = fit(build, train, valid, training, strategy, checkpoint_dir, fn_args.model_run_dir)
+    checkpoint_dir = resumable_folder(fn_args, train, valid)
+    model = fit(build, train, valid, CLICKS, training, strategy, checkpoint_dir, fn_args.model_run_dir)
     if is_chief():
         export(model, contract, transform_output, fn_args.serving_model_dir)
+        write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
 
-from transform.contract import ContractError
+from transform.contract import ContractError, did_you_mean
 
 
 class Settings(BaseModel):
@@ -36,8 +35,7 @@ def _explain(settings: type[BaseModel], detail: Any, where: str) -> str:
     if detail["type"] != "extra_forbidden":
         return f"{path}: {detail['msg'].removeprefix('Value error, ')}, got {detail['input']!r}"
     known = list(_owner(settings, detail["loc"][:-1]).model_fields)
-    close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    hint = did_you_mean(str(detail["loc"][-1]), known)
     return f"{path}: unknown key{hint}: allowed are {', '.join(known)}"
 
 

@@ -1,20 +1,23 @@
-"""The training loop of all ranking models: strategy, precision, early stopping, resume, records of progress."""
+"""The training loop of all models: strategy, precision, early stopping, exact resume, records of progress."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import tensorflow as tf
 from pydantic import Field
+from sklearn.metrics import roc_auc_score
 
-from trainer.data import Split
 from trainer.keras_version import keras
 from trainer.settings import Settings
 
@@ -28,7 +31,8 @@ class TrainingConfig(Settings):
         epochs: At most so many.
         batch_size: Rows a step, over all replicas.
         learning_rate: Of Adam.
-        patience: Stop after so many epochs without a better validation AUC.
+        patience: Stop after so many epochs without a better validation (see `Objective.best`).
+        checkpoint_steps: Steps between two checkpoints within an epoch; there is one after each epoch too.
         seed: Decides initial weights, order and dropout.
         mixed_precision: Compute in a 16-bit type (variables stay float32; what is exported computes in float32).
         xla: Compile the training step.
@@ -42,6 +46,7 @@ class TrainingConfig(Settings):
     batch_size: int = Field(default=1024, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     patience: int = Field(default=2, ge=1)
+    checkpoint_steps: int = Field(default=1000, ge=1)
     seed: int = 0
     mixed_precision: Literal["none", "bfloat16", "float16"] = "none"
     xla: bool = False
@@ -73,10 +78,68 @@ def is_chief() -> bool:
     )
 
 
+def resumable_folder(fn_args: Any, *splits: Rows) -> str:
+    """Where the training that TFX asks for keeps its checkpoints: of the very same work only.
+
+    Other data, features or settings have their own folder below `custom_config["checkpoint_dir"]`, and start afresh.
+    """
+    given = fn_args.custom_config
+    same = json.dumps([given, fn_args.transform_graph_path, *(split.files for split in splits)], sort_keys=True)
+    return f"{given['checkpoint_dir']}/{hashlib.sha256(same.encode()).hexdigest()[:16]}"
+
+
+class Rows(Protocol):
+    """One split of examples, as training reads it: `trainer.data.Split`, or clips."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its TFRecord files."""
+
+    @property
+    def rows(self) -> int:
+        """How many examples an epoch has."""
+
+    def epochs(
+        self, first: int, last: int, batch_size: int, seed: int, shuffle_rows: int, skip: int = 0
+    ) -> tf.data.Dataset:
+        """Batches of (inputs, label, weight), as `trainer.data.Split.epochs` says."""
+
+    def in_order(self, batch_size: int) -> tf.data.Dataset:
+        """All rows once, in order, as batches of (inputs, label, weight)."""
+
+    def answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and weights of all rows, in order."""
+
+
+Tensors = Mapping[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a model is trained for.
+
+    Attributes:
+        logits: The layer whose output joins the model's outputs as `logits`.
+        loss: (inputs, outputs, labels, weights) of a batch to the mean loss, regularisation apart.
+        metric: Makes the metric that is kept while training, of labels and logits; its name is `best`.
+        label: From the labels of a batch to those of the metric.
+        measure: (logits, labels, weights) of all validation rows to what is recorded, with `loss` and `best` in it.
+        best: The entry of `measure` by which the best epoch is chosen; larger is better.
+    """
+
+    logits: str
+    loss: Callable[[Tensors, Tensors, Any, tf.Tensor], tf.Tensor]
+    metric: Callable[[], keras.metrics.Metric]
+    label: Callable[[Any], tf.Tensor]
+    measure: Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
+    best: str
+
+
 def fit(
     build: Callable[[], keras.Model],
-    train: Split,
-    valid: Split,
+    train: Rows,
+    valid: Rows,
+    objective: Objective,
     config: TrainingConfig,
     strategy: tf.distribute.Strategy,
     checkpoint_dir: str,
@@ -84,13 +147,14 @@ def fit(
 ) -> keras.Model:
     """Trains a model and returns it with the weights of its best epoch.
 
-    A training that was killed goes on, when called again with the same arguments, after the last epoch it had finished;
-    without dropout it then gives what it would have given.
+    A training that was killed goes on, when called again with the same arguments, after its last checkpoint, and ends
+    as it would have ended: batches, dropout, optimizer and running metrics are those of an uninterrupted training.
 
     Args:
-        build: Makes the model; its layer `logit` gives the logit [B, 1].
+        build: Makes the model, whose outputs are a mapping.
         train: Rows to learn from.
         valid: Rows that decide when to stop and which weights are best.
+        objective: Loss and metrics.
         config: How.
         strategy: From `make_strategy`.
         checkpoint_dir: Where unfinished training is kept; cleared at the end.
@@ -102,27 +166,24 @@ def fit(
     keras.utils.set_random_seed(config.seed)
     batch_size = min(config.batch_size, train.rows)
     steps = train.rows // batch_size
-    with _precision(config), strategy.scope():
+    with _precision(config), _saved_randomness(), strategy.scope():
         model = build()
-        trainable = _Trainable(model.inputs, model.get_layer("logit").output)
+        trainable = _Trainable.of(model, objective)
         trainable.compile(
             optimizer=_optimizer(config),
-            loss=keras.losses.BinaryCrossentropy(from_logits=True),
-            weighted_metrics=[keras.metrics.AUC(name="auc", from_logits=True)],
             jit_compile=config.xla,
-            steps_per_execution=min(config.steps_per_execution, steps),
+            steps_per_execution=min(config.steps_per_execution, config.checkpoint_steps, steps),
         )
         trainable.optimizer.build(trainable.trainable_variables)
-    progress = Progress(trainable, valid, config, steps * batch_size, checkpoint_dir, run_dir)
-    if not progress.finished:
-        batches = train.epochs(progress.epoch, config.epochs, batch_size, config.seed, config.shuffle_rows)
-        callbacks = [progress, keras.callbacks.TensorBoard(run_dir)]
+    progress = Progress(model, trainable, valid, objective, config, steps * batch_size, checkpoint_dir, run_dir)
+    while not progress.finished:
+        skip = progress.steps_done
         trainable.fit(
-            batches,
+            train.epochs(progress.epoch, config.epochs, batch_size, config.seed, config.shuffle_rows, skip),
             initial_epoch=progress.epoch,
-            epochs=config.epochs,
-            steps_per_epoch=steps,
-            callbacks=callbacks,
+            epochs=progress.epoch + 1 if skip else config.epochs,
+            steps_per_epoch=steps - skip,
+            callbacks=[progress, keras.callbacks.TensorBoard(run_dir)],
             verbose=0,
         )
     best = build()
@@ -132,42 +193,83 @@ def fit(
 
 
 class _Trainable(keras.Model):
-    """Keras's own steps without AutoGraph: nothing in them needs it, and converting all of tf_keras takes 10 s or more.
+    """Keras's own steps with the loss of an objective, and without AutoGraph.
 
-    AutoGraph leaves Keras alone where it is called `keras`; it does not know the package `tf_keras`.
+    Nothing in them needs AutoGraph, and converting all of tf_keras takes 10 s or more: it leaves Keras alone where that
+    is called `keras`, and does not know the package `tf_keras`.
     """
 
     train_step = tf.autograph.experimental.do_not_convert(keras.Model.train_step)
-    predict_step = tf.autograph.experimental.do_not_convert(keras.Model.predict_step)
+
+    @classmethod
+    def of(cls, model: keras.Model, objective: Objective) -> _Trainable:
+        """The model with the logits among its outputs; it shares all weights."""
+        trainable = cls(model.inputs, {**model.output, "logits": model.get_layer(objective.logits).output})
+        trainable.objective = objective
+        trainable.mean_loss, trainable.metric = keras.metrics.Mean(name="loss"), objective.metric()
+        return trainable
+
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: tf.Tensor) -> tf.Tensor:
+        """The loss of a batch; gradients of replicas are added, so that each gives its share."""
+        loss = tf.add_n([tf.cast(self.objective.loss(x, y_pred, y, sample_weight), tf.float32), *self.losses])
+        self.mean_loss.update_state(loss)
+        return loss / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Loss and metric of the epoch so far."""
+        self.metric.update_state(self.objective.label(y), y_pred["logits"], sample_weight)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    @tf.autograph.experimental.do_not_convert
+    def predict_step(self, data: Any) -> tf.Tensor:
+        """The logits of a batch of inputs."""
+        return self(data, training=False)["logits"]
 
 
 class Progress(keras.callbacks.Callback):
     """Validates after each epoch, keeps the best weights, stops early, records, and saves all that to resume.
 
     Keras has callbacks for each of these, but its BackupAndRestore forgets what EarlyStopping knows (the best weights
-    and how long ago they were), so that a resumed training would end elsewhere than an uninterrupted one.
+    and how long ago they were), the state of dropout and the metrics of the epoch it interrupts, so that a resumed
+    training would end elsewhere than an uninterrupted one.
     """
 
     def __init__(
-        self, model: keras.Model, valid: Split, config: TrainingConfig, rows: int, checkpoint_dir: str, run_dir: str
+        self,
+        built: keras.Model,
+        trainable: keras.Model,
+        valid: Rows,
+        objective: Objective,
+        config: TrainingConfig,
+        rows: int,
+        checkpoint_dir: str,
+        run_dir: str,
     ) -> None:
         super().__init__()
-        self.config, self.rows, self.checkpoint_dir, self.run_dir = config, rows, checkpoint_dir, run_dir
-        batches = valid.in_order(4 * config.batch_size)
-        self.inputs = batches.map(lambda inputs, label, weight: inputs)
-        answers = list(batches.map(lambda inputs, label, weight: (label, weight)).as_numpy_iterator())
-        self.labels, self.weights = (np.concatenate(part) for part in zip(*answers, strict=True))
+        self.built, self.objective, self.config, self.rows = built, objective, config, rows
+        self.checkpoint_dir, self.run_dir = checkpoint_dir, run_dir
+        self.inputs = valid.in_order(4 * config.batch_size).map(lambda inputs, label, weight: inputs)
+        self.labels, self.weights = valid.answers()
         with tf.device("CPU"):
-            self.best = [tf.Variable(value, trainable=False) for value in model.get_weights()]
+            self.best = [tf.Variable(value, trainable=False) for value in built.get_weights()]
             self.history_json = tf.Variable("[]", dtype=tf.string, trainable=False)
-        state = tf.train.Checkpoint(model=model, best=self.best, history=self.history_json)
+            # What an interrupted epoch had done, how long it took, and the sums of its metrics.
+            self.partial_json = tf.Variable("{}", dtype=tf.string, trainable=False)
+        state = tf.train.Checkpoint(
+            model=trainable,
+            best=self.best,
+            history=self.history_json,
+            partial=self.partial_json,
+            random=_random_generators(trainable),
+        )
         # Every worker takes part in saving, but only the chief's files count.
         directory = checkpoint_dir if is_chief() else f"{checkpoint_dir}/not_chief"
         self.manager = tf.train.CheckpointManager(state, directory, max_to_keep=1)
         saved = tf.train.latest_checkpoint(checkpoint_dir)
         if saved:
             state.restore(saved).assert_existing_objects_matched()
-            log.info("resuming after epoch %d", self.epoch)
+            log.info("resuming after epoch %d, step %d", self.epoch, self.steps_done)
+        self.resumed = self._partial
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -180,6 +282,15 @@ class Progress(keras.callbacks.Callback):
         return len(self.history)
 
     @property
+    def steps_done(self) -> int:
+        """How many steps of the next epoch are done."""
+        return int(self._partial.get("steps", 0))
+
+    @property
+    def _partial(self) -> dict[str, Any]:
+        return dict(json.loads(self.partial_json.numpy()))
+
+    @property
     def finished(self) -> bool:
         """Whether the last epoch is done, or patience is at its end."""
         history = self.history
@@ -188,29 +299,43 @@ class Progress(keras.callbacks.Callback):
 
     @property
     def best_weights(self) -> list[np.ndarray]:
-        """Weights of the epoch with the highest validation AUC."""
+        """Weights of the best epoch by validation."""
         return [variable.numpy() for variable in self.best]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Starts the clock."""
-        self.started = time.perf_counter()
+        """Starts the clock, or goes on with an epoch that was interrupted."""
+        before = self.resumed
+        self.started, self.skipped = time.perf_counter() - before.get("seconds", 0.0), before.get("steps", 0)
+        for variable, value in zip(self._sums(), before.get("sums", []), strict=False):
+            variable.assign(value)
+        self.resumed = {}
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves every `checkpoint_steps` steps; Keras calls once an execution, with the number of its last step."""
+        done = self.skipped + batch + 1
+        if done // self.config.checkpoint_steps > self.steps_done // self.config.checkpoint_steps:
+            sums = [variable.numpy().tolist() for variable in self._sums()]
+            seconds = time.perf_counter() - self.started
+            self.partial_json.assign(json.dumps({"steps": done, "seconds": seconds, "sums": sums}))
+            self.manager.save()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Validates, then saves everything in one checkpoint: a kill at any moment leaves the last one whole."""
         seconds = time.perf_counter() - self.started
-        logits = np.ravel(self.model.predict(self.inputs, verbose=0)).astype(np.float64)
-        logs["val_loss"] = logloss(logits, self.labels, self.weights)
-        logs["val_auc"] = auc(logits, self.labels, self.weights)
-        history = self.history
-        best_before = max((entry["val_auc"] for entry in history if entry["val_auc"] is not None), default=-math.inf)
-        # Where the AUC is not defined (one class only), the latest weights count as the best.
-        improved = not logs["val_auc"] <= best_before
+        logits = self.model.predict(self.inputs, verbose=0).astype(np.float64)
+        measured = self.objective.measure(logits, self.labels, self.weights)
+        logs.update({f"val_{name}": value for name, value in measured.items()})
+        history, name = self.history, f"val_{self.objective.best}"
+        best_before = max((entry[name] for entry in history if entry[name] is not None), default=-math.inf)
+        # Where the metric is not defined (the AUC of one class), the latest weights count as the best.
+        improved = not logs[name] <= best_before
         if improved:
-            for variable, value in zip(self.best, self.model.get_weights(), strict=True):
+            for variable, value in zip(self.best, self.built.get_weights(), strict=True):
                 variable.assign(value)
         entry = {"epoch": epoch + 1, **{name: _json_number(value) for name, value in logs.items()}}
         entry |= {"seconds": round(seconds, 3), "rows_per_second": round(self.rows / seconds), "best": improved}
         self.history_json.assign(json.dumps([*history, entry]))
+        self.partial_json.assign("{}")
         self.manager.save()
         self._report(entry)
         self.model.stop_training = self.finished
@@ -220,10 +345,12 @@ class Progress(keras.callbacks.Callback):
         if is_chief() and tf.io.gfile.exists(self.checkpoint_dir):
             tf.io.gfile.rmtree(self.checkpoint_dir)
 
+    def _sums(self) -> list[tf.Variable]:
+        return [variable for metric in self.model.metrics for variable in metric.variables]
+
     def _report(self, entry: dict[str, Any]) -> None:
-        values = [
-            f"{name} {entry[name]:.4f}" for name in ("loss", "auc", "val_loss", "val_auc") if entry[name] is not None
-        ]
+        names = (name for prefix in ("", "val_") for name in (f"{prefix}loss", f"{prefix}{self.objective.best}"))
+        values = [f"{name} {entry[name]:.4f}" for name in names if entry[name] is not None]
         log.info(
             "epoch %d/%d  %s  %s rows/s",
             entry["epoch"],
@@ -238,26 +365,50 @@ class Progress(keras.callbacks.Callback):
 
 
 def auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
-    """Area under the ROC curve, exact: the share of (positive, negative) pairs in the right order, ties counting half.
-
-    Args:
-        scores: [rows].
-        labels: [rows] of 0 and 1.
-        weights: [rows].
-
-    Returns:
-        0 to 1; NaN where one class is absent.
-    """
-    _, rank = np.unique(scores, return_inverse=True)
-    positive = np.bincount(rank, weights * labels)
-    negative = np.bincount(rank, weights * (1 - labels))
-    pairs = positive.sum() * negative.sum()
-    return float((positive * (np.cumsum(negative) - negative / 2)).sum() / pairs) if pairs else math.nan
+    """Exact weighted area under the ROC curve, all arguments [rows]; NaN where one class is absent."""
+    both = len(np.unique(labels[weights > 0])) == 2
+    return float(roc_auc_score(labels, scores, sample_weight=weights)) if both else math.nan
 
 
 def logloss(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
     """Weighted mean of the binary cross-entropy in nats; arguments as in `auc`."""
     return float(np.average(np.logaddexp(0, logits) - labels * logits, weights=weights))
+
+
+def _measure_clicks(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    scores = np.ravel(logits)
+    return {"loss": logloss(scores, labels, weights), "auc": auc(scores, labels, weights)}
+
+
+def _cross_entropy(inputs: Tensors, outputs: Tensors, label: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(label, tf.cast(outputs["logits"][:, 0], tf.float32))
+    return tf.reduce_mean(entropy * weight)
+
+
+CLICKS = Objective(
+    logits="logit",
+    loss=_cross_entropy,
+    metric=partial(keras.metrics.AUC, name="auc", from_logits=True),
+    label=lambda label: label[:, tf.newaxis],
+    measure=_measure_clicks,
+    best="auc",
+)
+
+
+def _random_generators(model: keras.Model) -> list[tf.random.Generator]:
+    """What dropout draws from: Keras leaves it out of checkpoints, and offers no other way to it."""
+    random = [layer for layer in model.submodules if isinstance(layer, keras.__internal__.layers.BaseRandomLayer)]
+    return [layer._random_generator._generator for layer in random]
+
+
+@contextmanager
+def _saved_randomness() -> Iterator[None]:
+    """Layers made within draw from generators whose state is a variable, not from ops that count in secret."""
+    keras.backend.experimental.enable_tf_random_generator()
+    try:
+        yield
+    finally:
+        keras.backend.experimental.disable_tf_random_generator()
 
 
 def _optimizer(config: TrainingConfig) -> keras.optimizers.Optimizer:

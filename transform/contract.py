@@ -10,6 +10,7 @@ This module imports neither TensorFlow nor anything else that is slow: clients a
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,11 +62,15 @@ DERIVED: dict[str, Kind] = {
     "video_events": Kind.NUMBER,
     "video_positive_rate": Kind.NUMBER,
     "video_age_hours": Kind.NUMBER,  # hours from published_at to the impression, at least 0
+    "content_match": Kind.NUMBER,  # cosine of the video's content with what the user took to, -1 to 1
     "hour_of_day": Kind.ID,  # "0" to "23", UTC
     "user_novelty": Kind.ID,  # "new" where the train split holds no labelled (non-neutral) event of the user
     "video_novelty": Kind.ID,
     "history_length": Kind.ID,  # "0", "1-5", "6-20" or "21+" entries in the user's history
+    "modalities": Kind.ID,  # which content vectors of the contract the video has: "visual+audio", or "none"
 }
+# What ContentEmbedder makes of a video's media: `source: content.NAME`, of kind vector.
+CONTENT = ("visual_vector", "audio_vector", "text_vector", "fused_vector")
 WHOLE_TRAIN_SPLIT = ("user_novelty", "video_novelty")  # these look at later events too: no model may read them
 MADE_FROM = {  # the column of `videos` that a derivation needs
     "video_age_hours": "published_at",
@@ -121,7 +126,7 @@ class Feature(_Strict):
 
     @property
     def table(self) -> str:
-        """`users`, `videos`, `interactions` or `derived`."""
+        """`users`, `videos`, `interactions`, `derived` or `content`."""
         return self.source.partition(".")[0]
 
     @property
@@ -136,14 +141,17 @@ class Feature(_Strict):
 
     @model_validator(mode="after")
     def _check_source(self) -> Feature:
-        if not self.column or self.table not in (*TABLES, "derived"):
+        if not self.column or self.table not in (*TABLES, "derived", "content"):
             raise ValueError(
-                f"source is {self.source!r}: expected TABLE.COLUMN with a table of {', '.join(TABLES)}, or derived.NAME"
+                f"source is {self.source!r}: expected TABLE.COLUMN with a table of {', '.join(TABLES)}, derived.NAME "
+                "or content.NAME"
             )
+        if self.table == "content" and (self.column not in CONTENT or self.kind is not Kind.VECTOR):
+            raise ValueError(f"source content.NAME is of kind vector, and NAME one of {', '.join(CONTENT)}")
         if self.table != "derived":
             return self
         if self.column not in DERIVED:
-            raise ValueError(f"source derived.{self.column} is unknown{_did_you_mean(self.column, DERIVED)}")
+            raise ValueError(f"source derived.{self.column} is unknown{did_you_mean(self.column, DERIVED)}")
         if self.kind is not DERIVED[self.column]:
             raise ValueError(
                 f"source {self.source} has kind {DERIVED[self.column].value}: write that instead of {self.kind.value}"
@@ -217,7 +225,7 @@ class Contract(_Strict):
                 raise ValueError(f"features.{index}: the name {feature.name!r} is taken: every feature needs its own")
             seen.add(feature.name)
             if feature.vocabulary is not None and feature.vocabulary not in self.vocabularies:
-                hint = _did_you_mean(feature.vocabulary, self.vocabularies)
+                hint = did_you_mean(feature.vocabulary, self.vocabularies)
                 raise ValueError(
                     f"features.{index}: vocabulary {feature.vocabulary!r} is not declared under `vocabularies`{hint}"
                 )
@@ -276,6 +284,8 @@ class Contract(_Strict):
     def needs(self, table: str) -> list[tuple[Feature, str]]:
         """Each feature made from a column of the table, as it is or by a derivation, with that column."""
         own = [(f, f.column) for f in self.features if f.table == table]
+        if table == "content":
+            own += [(f, "fused_vector") for f in self.features if f.source == "derived.content_match"]
         if table != "videos":
             return own
         derived = [f for f in self.features if f.table == "derived" and f.column in MADE_FROM]
@@ -310,7 +320,7 @@ class Contract(_Strict):
         for feature in self.features:
             if feature.name == name:
                 return feature
-        hint = _did_you_mean(name, [f.name for f in self.features])
+        hint = did_you_mean(name, [f.name for f in self.features])
         raise ContractError(f"contract {self.name!r} has no feature {name!r}{hint}")
 
     def to_json(self) -> str:
@@ -335,7 +345,7 @@ def load(name_or_path: str) -> Contract:
     if not path.is_file():
         known = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
         raise ContractError(
-            f"no contract {name_or_path!r}{_did_you_mean(name_or_path, known)}: "
+            f"no contract {name_or_path!r}{did_you_mean(name_or_path, known)}: "
             f"expected one of {', '.join(known)}, or the path of a .yaml file"
         )
     return parse(path.read_text(encoding="utf-8"), where=str(path))
@@ -374,7 +384,7 @@ def _explain(detail: Any, document: yaml.Node, content: dict[str, Any], where: s
             location, message = tuple(int(p) if p.isdigit() else p for p in parts), rest
     if detail["type"] == "extra_forbidden":
         key, known = str(location[-1]), _known_keys(location)
-        message = f"unknown key {key!r}{_did_you_mean(key, known)}: allowed are {', '.join(known)}"
+        message = f"unknown key {key!r}{did_you_mean(key, known)}: allowed are {', '.join(known)}"
     elif detail["type"] == "missing":
         message = f"the key {location[-1]!r} is required: add it"
     elif detail["type"] != "value_error":
@@ -430,6 +440,7 @@ def _refuse_duplicate_keys(node: yaml.Node, where: str) -> None:
             _refuse_duplicate_keys(child, where)
 
 
-def _did_you_mean(name: str, known: Any) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` where one of the known names is close, else nothing; for messages."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

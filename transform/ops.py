@@ -21,9 +21,12 @@ def split_words(text: tf.Tensor) -> tf.RaggedTensor:
     Returns:
         string [B, (words)]; no words for ''.
     """
-    lowered = tf.strings.lower(text, encoding="utf-8")
-    apart = tf.strings.regex_replace(lowered, _UNSPACED, r" \1 ")
-    return tf.strings.split(tf.strings.regex_replace(apart, _NOT_WORD, " "))
+    return tf.strings.split(separate_words(tf.strings.lower(text, encoding="utf-8")))
+
+
+def separate_words(text: tf.Tensor) -> tf.Tensor:
+    """The words of `split_words` with blanks between them and nothing else, string [B]."""
+    return tf.strings.regex_replace(tf.strings.regex_replace(text, _UNSPACED, r" \1 "), _NOT_WORD, " ")
 
 
 def known_values(values: tf.SparseTensor) -> tf.RaggedTensor:

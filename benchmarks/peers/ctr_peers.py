@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat
 from deepctr_torch.models import AFM, DCN, AutoInt, DeepFM
-from protocols.metrics import auc, logloss
+from sklearn.metrics import log_loss, roc_auc_score
 
 MODELS: dict[str, Callable[..., Any]] = {
     "lr": lambda columns, dense, **given: DeepFM(columns + dense, columns, use_fm=False, dnn_hidden_units=(), **given),
@@ -82,13 +82,13 @@ def _run(name: str, arrays: dict[str, np.ndarray], options: argparse.Namespace) 
         started = time.perf_counter()
         model.fit(dict(inputs["train"]), labels["train"], batch_size=settings["batch_size"], epochs=1, verbose=0)
         seconds.append(time.perf_counter() - started)
-        valid_auc = auc(labels["valid"], _predict(model, inputs["valid"]))
+        valid_auc = roc_auc_score(labels["valid"], _predict(model, inputs["valid"]))
         if valid_auc > best["valid_auc"]:
             scores = _predict(model, inputs["test"])
             best = {
                 "valid_auc": valid_auc,
-                "auc": auc(labels["test"], scores),
-                "logloss": logloss(labels["test"], scores),
+                "auc": roc_auc_score(labels["test"], scores),
+                "logloss": log_loss(labels["test"], scores),
                 "epoch": epoch,
             }
         elif epoch - best["epoch"] >= settings["patience"]:

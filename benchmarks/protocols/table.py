@@ -18,6 +18,7 @@ Written by `benchmarks/ctr.py`, whose docstring says what is equal on both sides
 at the epoch with the best validation AUC: mean and standard deviation over the seeds. rows/s is training: the median
 epoch without the first, of the fastest seed, for the machine was shared. ms is what scoring 1,000 rows takes, of the
 fastest seed. The peer is deepctr-torch."""
+MORE_FIELDS = ("autoint_history", "deep_fm_history")
 ABLATIONS = ("no_crossing", "no_attention", "low_order")
 COMPARED = ("lr", "fm", "deep_fm", "autoint")
 KEY = ("protocol", "side", "model", "seed")
@@ -116,6 +117,7 @@ def _bars(results: Results) -> list[str]:
                 lines.append(_bar(ours - peer >= -0.004, text))
     for protocol in "BAT":
         lines += _full(results, protocol)
+        lines += _above_all(results, protocol, "mhsa_crossing_history", ())
     ours, peer = (
         max((r["rows_per_second"] for r in results.of("B", side, "autoint")), default=0) for side in ("ours", "peer")
     )
@@ -126,23 +128,24 @@ def _bars(results: Results) -> list[str]:
 
 def _full(results: Results, protocol: str) -> list[str]:
     full = results.mean(protocol, "ours", "mhsa_crossing")
-    if full is None:
-        return []
-    known = {
-        (side, model)
-        for p, side, model, _ in results.rows
-        if p == protocol and model not in ("mhsa_crossing", *ABLATIONS)
-    }
-    if not known:
+    lines = _above_all(results, protocol, "mhsa_crossing", MORE_FIELDS)
+    for name in ABLATIONS:
+        less = results.mean(protocol, "ours", name)
+        if full is not None and less is not None:
+            lines.append(_bar(full > less, f"{protocol}: the full form beats {name}: {full - less:+.4f} AUC"))
+    return lines
+
+
+def _above_all(results: Results, protocol: str, name: str, besides: tuple[str, ...]) -> list[str]:
+    """Whether a model of ours is above every peer and baseline but those of `besides`."""
+    mean = results.mean(protocol, "ours", name)
+    left_out = ("mhsa_crossing", "mhsa_crossing_history", *ABLATIONS, *besides)
+    known = {(side, model) for p, side, model, _ in results.rows if p == protocol and model not in left_out}
+    if mean is None or not known:
         return []
     top, side, best = max((results.mean(protocol, *key) or 0.0, *key) for key in known)
     others = f"all others; the best of them is {side} {best} with {top:.4f}"
-    lines = [_bar(full > top, f"{protocol}: mhsa_crossing with {full:.4f} above {others}")]
-    for name in ABLATIONS:
-        less = results.mean(protocol, "ours", name)
-        if less is not None:
-            lines.append(_bar(full > less, f"{protocol}: the full form beats {name}: {full - less:+.4f} AUC"))
-    return lines
+    return [_bar(mean > top, f"{protocol}: {name} with {mean:.4f} above {others}")]
 
 
 def _bar(holds: bool, text: str) -> str:

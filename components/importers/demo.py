@@ -6,6 +6,9 @@ follow its author:
 
     P(click) = sigmoid(TASTE * affinity(user, video) + QUALITY * quality(video) + FOLLOW * follows(user, author) + BIAS)
 
+What a video is about shows in its media (`demo_media.py`). A quarter of the uploaders say nothing about it: no
+category, no telling title or tags. Of these, media alone tell what a new video is about.
+
 The probability of every event is known, and so is the AUC that no model can be expected to beat (`demo.json`).
 Letters: U users, V videos, A authors, S subtopics, N events.
 """
@@ -13,17 +16,19 @@ Letters: U users, V videos, A authors, S subtopics, N events.
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from sklearn.metrics import roc_auc_score
 
-from components.importers.demo_words import OPENINGS, TOPICS, TRENDS
+from components.importers import demo_media
+from components.importers.demo_words import OPENINGS, TOPICS, TRENDS, VAGUE
 from components.importers.summary import ImportSummary, check_and_write
 from components.world import files
-from components.world.tables import FLOATS
 from transform import contract
 
 Floats = npt.NDArray[np.float64]
@@ -35,7 +40,7 @@ DAYS = 30
 TASTE, QUALITY, FOLLOW, BIAS = 1.35, 0.3, 0.7, -0.9
 YOUTH_DAYS = 8.0  # after which a video is shown e times less
 LATE_USERS = 0.1  # share of users whose first day is in the last fifth
-WIDTHS = {"visual_vector": (16, 0.7, 0.1), "audio_vector": (8, 1.2, 0.2)}  # values, noise, share missing
+SILENT, WITHOUT_MEDIA, UNLABELLED = 0.2, 0.1, 0.25  # shares of videos
 _CHUNK = 2048
 
 SUBTOPICS = [(topic, sub) for topic, subs in TOPICS.items() for sub in subs]
@@ -49,6 +54,9 @@ class _Videos:
     quality: Floats  # [V], standard normal
     published: Ints  # [V], unix seconds
     duration: Floats  # [V], seconds
+    labelled: npt.NDArray[np.bool_]  # [V], whether the uploader says what it is about
+    media: npt.NDArray[np.bool_]  # [V]
+    loud: npt.NDArray[np.bool_]  # [V], whether the media have sound
 
 
 @dataclass(frozen=True)
@@ -106,25 +114,11 @@ def import_demo(
         f"Bayes-optimal AUC {facts['bayes_auc']:.4f} (last tenth by time {facts['bayes_auc_last_tenth']:.4f}), "
         f"click rate {facts['click_rate']:.3f}"
     )
+    _write_media(out, catalogue, seed)
     summary = check_and_write(out, contract.load("microvideo"), now, [note], data)
     with files.writing(files.join(out, "demo.json")) as file:
         file.write(json.dumps(facts, indent=2).encode())
     return summary
-
-
-def auc(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
-    """Area under the ROC curve: how often a positive scores above a negative, ties counting half.
-
-    Args:
-        score: [N].
-        label: [N], truthy for positive; both classes occur.
-    """
-    values, rank_of = np.unique(np.asarray(score), return_inverse=True)
-    positive = np.asarray(label).astype(bool)
-    at_value = np.bincount(rank_of, minlength=len(values))
-    middle_rank = np.cumsum(at_value) - (at_value - 1) / 2
-    n, m = int(positive.sum()), int((~positive).sum())
-    return float((middle_rank[rank_of][positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def _draw_videos(rng: np.random.Generator, number: int) -> _Videos:
@@ -135,7 +129,9 @@ def _draw_videos(rng: np.random.Generator, number: int) -> _Videos:
     published = START + (DAY * rng.uniform(-20, DAYS - 0.5, size=number)).astype(np.int64)
     typical = rng.uniform(15, 90, size=len(SUBTOPICS))
     duration = np.clip(typical[subtopic] * np.exp(0.35 * rng.standard_normal(number)), 5, 300).round(1)
-    return _Videos(subtopic, author, rng.standard_normal(number), published, duration)
+    quality = rng.standard_normal(number)
+    labelled, media, loud = (rng.random(number) >= share for share in (UNLABELLED, WITHOUT_MEDIA, SILENT))
+    return _Videos(subtopic, author, quality, published, duration, labelled, media, loud)
 
 
 def _draw_users(rng: np.random.Generator, number: int, videos: _Videos) -> _Users:
@@ -203,20 +199,40 @@ def _video_table(rng: np.random.Generator, videos: _Videos) -> pa.Table:
     topics = [SUBTOPICS[s] for s in videos.subtopic]
     words = [rng.choice(TOPICS[topic][sub].split(), 3, replace=False).tolist() for topic, sub in topics]
     openings, trends = rng.integers(len(OPENINGS), size=len(topics)), rng.integers(len(TRENDS), size=len(topics))
-    prototypes = {name: _prototypes(rng, width) for name, (width, _, _) in WIDTHS.items()}
+    titles = [OPENINGS[o].format(*w) for o, w in zip(openings, words, strict=True)]
+    tags = [[sub, *w[:2], TRENDS[t]] for (_, sub), w, t in zip(topics, words, trends, strict=True)]
+    vague = [VAGUE[o % len(VAGUE)] for o in openings]
+    told = videos.labelled.tolist()
+    ids = _ids("v", np.arange(len(topics)))
     return pa.table(
         {
-            "video_id": _ids("v", np.arange(len(topics))),
-            "title": [OPENINGS[o].format(*w) for o, w in zip(openings, words, strict=True)],
-            "tags": pa.array([[sub, *w[:2], TRENDS[t]] for (_, sub), w, t in zip(topics, words, trends, strict=True)]),
-            "primary_category": [topic for topic, _ in topics],
-            "secondary_category": [sub for _, sub in topics],
+            "video_id": ids,
+            "title": [clear if tells else nothing for clear, nothing, tells in zip(titles, vague, told, strict=True)],
+            "tags": pa.array([row if tells else row[-1:] for row, tells in zip(tags, told, strict=True)]),
+            "primary_category": [topic if tells else None for (topic, _), tells in zip(topics, told, strict=True)],
+            "secondary_category": [sub if tells else None for (_, sub), tells in zip(topics, told, strict=True)],
             "author_id": _ids("a", videos.author),
             "duration_seconds": videos.duration,
             "published_at": videos.published,
-            **{name: _vectors(rng, prototypes[name][videos.subtopic], *WIDTHS[name][1:]) for name in WIDTHS},
+            "media_path": [_media(name) if there else None for name, there in zip(ids, videos.media, strict=True)],
         }
     )
+
+
+def _write_media(out: str, videos: _Videos, seed: int) -> None:
+    files.make_folder(files.join(out, "media"))
+
+    def write(video: int) -> None:
+        path = files.join(out, _media(f"v{video:04d}"))
+        subtopic, rng = int(videos.subtopic[video]), np.random.default_rng([seed, video])
+        demo_media.write_clip(path, int(TOPIC_OF[subtopic]), subtopic % 3, bool(videos.loud[video]), rng)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, np.flatnonzero(videos.media).tolist()))
+
+
+def _media(video_id: str) -> str:
+    return f"media/{video_id}.mp4"
 
 
 def _interaction_table(rng: np.random.Generator, events: _Events, videos: _Videos) -> pa.Table:
@@ -235,20 +251,6 @@ def _interaction_table(rng: np.random.Generator, events: _Events, videos: _Video
     )
 
 
-def _prototypes(rng: np.random.Generator, width: int) -> Floats:
-    """[S, width]: subtopics of one topic lie close together."""
-    prototypes: Floats = rng.standard_normal((len(TOPICS), width))[TOPIC_OF] + 0.5 * rng.standard_normal(
-        (len(SUBTOPICS), width)
-    )
-    return prototypes
-
-
-def _vectors(rng: np.random.Generator, centre: Floats, noise: float, missing: float) -> pa.Array:
-    values = (centre + noise * rng.standard_normal(centre.shape)).astype(np.float32)
-    absent = rng.random(len(values)) < missing
-    return pa.array([None if gone else row for gone, row in zip(absent, values, strict=True)], FLOATS)
-
-
 def _ids(letter: str, index: Ints) -> list[str]:
     return [f"{letter}{i:04d}" for i in index]
 
@@ -259,6 +261,6 @@ def _facts(events: _Events, seed: int) -> dict[str, Any]:
         "seed": seed,
         "interactions": len(events.at),
         "click_rate": float(events.clicked.mean()),
-        "bayes_auc": auc(events.probability, events.clicked),
-        "bayes_auc_last_tenth": auc(events.probability[last], events.clicked[last]),
+        "bayes_auc": roc_auc_score(events.clicked, events.probability),
+        "bayes_auc_last_tenth": roc_auc_score(events.clicked[last], events.probability[last]),
     }

@@ -79,3 +79,6 @@ OPENINGS = (
 )
 
 TRENDS = ("fyp", "viral", "howto", "shorts", "daily", "satisfying")
+
+# Titles of those who do not say what their video is about.
+VAGUE = ("Wait for it", "You have to see this", "No words needed", "Part 2", "I still can't believe it", "Just watch")

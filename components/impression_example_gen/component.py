@@ -7,11 +7,12 @@ from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
+from components.content_embedder.artifact import ContentVectors
 from components.impression_example_gen.executor import ROWS_PER_PARTITION, Executor
 
 
 class ImpressionExampleGenSpec(ComponentSpec):
-    """A world, a contract and the splits in; `examples` out."""
+    """A world, a contract, the splits and content vectors in; `examples` out."""
 
     PARAMETERS = {
         "world": ExecutionParameter(type=str),
@@ -20,7 +21,7 @@ class ImpressionExampleGenSpec(ComponentSpec):
         "splits_json": ExecutionParameter(type=str),
         "rows_per_partition": ExecutionParameter(type=int),
     }
-    INPUTS: dict[str, ChannelParameter] = {}
+    INPUTS = {"content": ChannelParameter(type=ContentVectors, optional=True)}
     OUTPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples)}
 
 
@@ -33,6 +34,7 @@ class ImpressionExampleGen(base_beam_component.BaseBeamComponent):
             cache, and changed ones do not.
         contract_json: `Contract.to_json()`.
         splits_json: `{"by": "time" or "hash", "train": 0.8, "valid": 0.1, "test": 0.1}`.
+        content: Content vectors of videos (ContentVectors); None: sources `content.*` are missing everywhere.
         rows_per_partition: About how many interactions a worker holds at once.
 
     Outputs: `examples` (Examples) with the splits train, valid and test in gzip TFRecords of tf.Examples, and beside
@@ -49,6 +51,7 @@ class ImpressionExampleGen(base_beam_component.BaseBeamComponent):
         world_fingerprint: str,
         contract_json: str,
         splits_json: str,
+        content: types.BaseChannel | None = None,
         rows_per_partition: int = ROWS_PER_PARTITION,
     ) -> None:
         spec = ImpressionExampleGenSpec(
@@ -57,6 +60,7 @@ class ImpressionExampleGen(base_beam_component.BaseBeamComponent):
             contract_json=contract_json,
             splits_json=splits_json,
             rows_per_partition=rows_per_partition,
+            content=content,
             examples=types.Channel(type=standard_artifacts.Examples),
         )
         super().__init__(spec=spec)

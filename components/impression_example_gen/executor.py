@@ -1,7 +1,7 @@
 """Builds impressions in Beam: leak-free, split, as tf.Examples.
 
     interactions --by hash of video--> with_videos --by hash of user--> with_users --> TFRecords, rejects, counts
-    videos ------/                     users ------/
+    videos, content vectors --/              users ------/
 
 Elements are Arrow batches, and both joins are keyed, so that no worker holds more than one partition (about
 `rows_per_partition` interactions) and the driver holds none. Every file has a name that depends on the partition alone
@@ -89,7 +89,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         """Run the Beam pipeline.
 
         Args:
-            input_dict: Empty.
+            input_dict: `content`, optionally.
             output_dict: `examples`.
             exec_properties: `world`, `contract_json`, `splits_json`, and optionally `rows_per_partition`.
 
@@ -99,8 +99,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(output_dict["examples"])
         world = exec_properties["world"]
-        shards = {table: tables.shards(world, table) for table in ("interactions", "videos", "users")}
-        job = _job(world, shards["interactions"], exec_properties, examples.uri)
+        folders = dict.fromkeys(("interactions", "videos", "users"), world)
+        if input_dict.get("content"):
+            folders["content"] = artifact_utils.get_single_uri(input_dict["content"])
+        shards = {table: tables.shards(folder, table) for table, folder in folders.items()}
+        job = _job(folders, shards["interactions"], exec_properties, examples.uri)
         for split in SPLITS:
             tf.io.gfile.makedirs(_split_folder(job, split))
         tf.io.gfile.makedirs(f"{job.uri}/{_PARTIAL}")
@@ -131,8 +134,9 @@ def build(pipeline: beam.Pipeline, shards: dict[str, list[tables.Shard]], job: J
         | "Spread interactions" >> beam.Reshuffle()
         | "Prepare" >> beam.FlatMap(_prepare, job, splits).with_output_types(Keyed)
     )
+    vectors = {"content": _entities(pipeline, shards["content"], "content", job)} if "content" in shards else {}
     by_user = (
-        {"events": by_video, "others": _entities(pipeline, shards["videos"], "videos", job)}
+        {"events": by_video, "others": _entities(pipeline, shards["videos"], "videos", job), **vectors}
         | "By video" >> beam.CoGroupByKey()
         | "With videos" >> beam.FlatMap(_with_videos, job).with_output_types(Keyed)
     )
@@ -226,13 +230,15 @@ def _read_entities(shard: tables.Shard, table: str, job: Job) -> Iterator[Keyed]
 
 def _with_videos(element: tuple[int, dict[str, Iterable[bytes]]], job: Job) -> Iterator[Keyed]:
     events, videos = partitions.from_bytes(element[1]["events"]), _others(element, "videos", job)
+    content = _others(element, "content", job, "content") if "content" in job.columns else None
     if events is not None:
-        yield from partitions.split(impressions.with_videos(events, videos, job.contract), "user_id", job.partitions)
+        done = impressions.with_videos(events, videos, job.contract, content)
+        yield from partitions.split(done, "user_id", job.partitions)
 
 
-def _others(element: tuple[int, dict[str, Iterable[bytes]]], table: str, job: Job) -> pa.Table:
-    """The rows of users or videos in a partition; one without any has the same columns, so that parts fit together."""
-    rows = partitions.from_bytes(element[1]["others"])
+def _others(element: tuple[int, dict[str, Iterable[bytes]]], table: str, job: Job, tag: str = "others") -> pa.Table:
+    """The rows of another table in a partition; one without any has the same columns, so that parts fit together."""
+    rows = partitions.from_bytes(element[1][tag])
     if rows is None:
         return impressions.empty(job.columns[table], table, job.contract)
     impressions.refuse_duplicates(rows, job.columns[table][0], table)
@@ -306,15 +312,13 @@ def _write_summary(counts: Counts, job: Job, splits: Splits) -> None:
     tf.io.gfile.rename(partial, f"{job.uri}/{SUMMARY_FILE}", overwrite=True)
 
 
-def _job(world: str, shards: list[tables.Shard], exec_properties: dict[str, Any], uri: str) -> Job:
+def _job(folders: dict[str, str], shards: list[tables.Shard], exec_properties: dict[str, Any], uri: str) -> Job:
     contract = Contract.from_json(exec_properties["contract_json"])
     rows = sum(
         shard.rows if shard.rows >= 0 else tf.io.gfile.stat(shard.path).length // _BYTES_PER_CSV_ROW for shard in shards
     )
     size = exec_properties.get("rows_per_partition") or ROWS_PER_PARTITION
-    columns = {
-        table: impressions.present_columns(world, table, contract) for table in ("interactions", "videos", "users")
-    }
+    columns = {table: impressions.present_columns(folder, table, contract) for table, folder in folders.items()}
     splits = Splits.from_json(exec_properties["splits_json"])
     return Job(exec_properties["contract_json"], splits, columns, max(1, -(-rows // int(size))), uri)
 

@@ -47,6 +47,7 @@ OUTCOMES = (
 )
 IMPRESSION, NEUTRAL, MISSING_KEY, MISSING_LABEL, BAD_LABEL, MILLISECONDS, NOT_POSITIVE = range(7)
 MISSING_WEIGHT, UNKNOWN_VIDEO, UNKNOWN_USER = range(7, len(OUTCOMES))
+FUSED = "content.fused_vector"
 HISTORY_BUCKETS = ("0", "1-5", "6-20", "21+")
 
 Ints = npt.NDArray[np.int64]
@@ -171,22 +172,26 @@ def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Ta
     return pa.table({**own, "counted": happened, **data})
 
 
-def with_videos(events: pa.Table, videos: pa.Table, contract: Contract) -> pa.Table:
+def with_videos(events: pa.Table, videos: pa.Table, contract: Contract, content: pa.Table | None = None) -> pa.Table:
     """Events joined with their videos, and what earlier events tell about the video.
 
     Args:
         events: All events of some videos, as `prepare` makes them.
         videos: At least the rows of those videos that there are.
         contract: The features.
+        content: Content vectors of those videos that have any, see `components.content_embedder`.
     """
     group = _codes(events["video_id"])
     past = _earlier(group, events)
     table = _join(events, "video_id", videos, "videos", UNKNOWN_VIDEO)
+    if content is not None:
+        table = _append(table, _beside(events["video_id"], content, "video_id", "content")[0])
     derived = {
         "derived.video_events": past.events,
         "derived.video_positive_rate": past.positive_rate,
         "derived.video_novelty": _novelty(group, events),
         "derived.video_age_hours": _age_hours(table),
+        "derived.modalities": _modalities(table),
     }
     return _append(table, {name: values for name, values in derived.items() if name in _sources(contract)})
 
@@ -206,6 +211,7 @@ def with_users(events: pa.Table, users: pa.Table, contract: Contract) -> pa.Tabl
         "derived.user_events": past.events,
         "derived.user_positive_rate": past.positive_rate,
         **_counters_of_category(group, events),
+        **_content_match(past, events),
         "derived.user_novelty": _novelty(group, events),
         "derived.history_length": np.array(HISTORY_BUCKETS)[np.searchsorted([1, 6, 21], past.positives, side="right")],
         "derived.hour_of_day": np.array([str(hour) for hour in range(24)])[hours],
@@ -236,7 +242,12 @@ def watched(world: str, user_id: str) -> set[str]:
 
 
 def serving_rows(
-    world: str, contract: Contract, user_id: str, video_ids: Sequence[str] | None, at: int
+    world: str,
+    contract: Contract,
+    user_id: str,
+    video_ids: Sequence[str] | None,
+    at: int,
+    content: str | None = None,
 ) -> list[dict[str, Any]]:
     """Request rows for showing videos to a user: what an impression at that instant would know.
 
@@ -246,6 +257,7 @@ def serving_rows(
         user_id: May be unknown: the user's own features are then missing.
         video_ids: The candidates; None: every video.
         at: Unix seconds; only events before it are known.
+        content: Folder of the content vectors, as ContentEmbedder wrote it; None: there are none.
 
     Returns:
         One row for each candidate, in their order; a missing value is left out. Features from columns of the
@@ -253,13 +265,14 @@ def serving_rows(
     """
     users, videos, past = (_read_needed(world, name, contract) for name in ("users", "videos", "interactions"))
     past = prepare(past, contract, Splits("time", 1, 0, 0))
+    vectors = _read_needed(content, "content", contract) if content else None
     ids = pa.array(videos["video_id"].to_pylist() if video_ids is None else list(video_ids), pa.string())
     if len(ids) == 0:
         return []
     asked = _questions(ids, user_id, at, past.schema)
     seen = past.filter(pc.is_in(past["video_id"], value_set=ids))
-    candidates = with_videos(pa.concat_tables([seen, asked]).combine_chunks(), videos, contract)[len(seen) :]
-    own = with_videos(past.filter(pc.equal(past["user_id"], user_id)), videos, contract)
+    candidates = with_videos(pa.concat_tables([seen, asked]).combine_chunks(), videos, contract, vectors)[len(seen) :]
+    own = with_videos(past.filter(pc.equal(past["user_id"], user_id)), videos, contract, vectors)
     rows = with_users(pa.concat_tables([own, candidates], promote=True).combine_chunks(), users, contract)[len(own) :]
     return features.rows(contract.inputs, feature_columns(rows, contract.inputs))
 
@@ -318,6 +331,14 @@ class _Past:
     first: Ints
     last: Ints
     positive_rows: Ints
+    order: Ints  # all rows by group and time; the earlier ones of row i are its entries since[i]:until[i]
+    since: Ints
+    until: Ints
+
+    def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """For each row the sum over the earlier rows of its group, of values [N, D] that are 0 where none counts."""
+        sums = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values[self.order], axis=0)])
+        return np.asarray(sums[self.until] - sums[self.since])
 
     @property
     def positives(self) -> Ints:
@@ -351,6 +372,9 @@ def _earlier(group: Ints, events: pa.Table, ties: Array | None = None) -> _Past:
         first=hits[first_of_group][back],
         last=hits[first_of_instant][back],
         positive_rows=order[positive[order]],
+        order=order,
+        since=first_of_group[back],
+        until=first_of_instant[back],
     )
 
 
@@ -379,14 +403,35 @@ def _age_hours(table: pa.Table) -> npt.NDArray[np.float64]:
 
 def _join(events: pa.Table, key: str, others: pa.Table, table: str, unknown: int) -> pa.Table:
     """The other table's columns beside the events, as `<table>.<column>`; rows without a partner are so marked."""
-    where = single_array(pc.index_in(events[key], value_set=single_array(others[key])))
-    columns = {f"{table}.{name}": others[name] for name in others.column_names if name != key}
+    columns, found = _beside(events[key], others, key, table)
     outcome = events["outcome"].to_numpy().copy()
     happened = np.isin(outcome, [IMPRESSION, NEUTRAL, MISSING_WEIGHT])
-    outcome[happened & where.is_null().to_numpy(zero_copy_only=False)] = unknown
+    outcome[happened & ~found] = unknown
     position = events.column_names.index("outcome")
     events = events.set_column(position, "outcome", pa.array(outcome))
-    return _append(events, {name: single_array(column).take(where) for name, column in columns.items()})
+    return _append(events, columns)
+
+
+def _beside(
+    ids: pa.ChunkedArray, others: pa.Table, key: str, table: str
+) -> tuple[dict[str, pa.Array], npt.NDArray[np.bool_]]:
+    """The other table's columns in the rows of the ids, as `<table>.<column>`, null where it has no such id; and where
+    it has."""
+    where = single_array(pc.index_in(ids, value_set=single_array(others[key])))
+    names = [name for name in others.column_names if name != key]
+    columns = {f"{table}.{name}": single_array(others[name]).take(where) for name in names}
+    return columns, where.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _modalities(table: pa.Table) -> Array:
+    """Names of the content vectors that are there, joined by "+"."""
+    there = np.full(len(table), "", dtype=object)
+    for name in ("visual", "audio", "text"):
+        if (column := f"content.{name}_vector") not in table.column_names:
+            continue
+        present = single_array(table[column]).is_valid().to_numpy(zero_copy_only=False)
+        there[present] = [f"{before}+{name}" if before else name for before in there[present]]
+    return np.where(there == "", "none", there).astype(str)
 
 
 def _label(raw: Array, label: Feature) -> npt.NDArray[np.float32]:
@@ -424,6 +469,35 @@ def _counters_of_category(group: Ints, events: pa.Table) -> dict[str, Array]:
         "derived.user_category_events": past.events,
         "derived.user_category_positive_rate": past.positive_rate,
     }
+
+
+def _content_match(past: _Past, events: pa.Table) -> dict[str, Array]:
+    """Cosine of the video's fused vector and the user's profile; NaN where either is unknown.
+
+    The profile is sum_i (y_i - r) v_i over the earlier events with label y_i and unit vector v_i, r their share of
+    positives: what the user took to, against what the user was shown.
+    """
+    if FUSED not in events.column_names:
+        return {}
+    vectors = _unit_vectors(single_array(events[FUSED]))
+    label = np.nan_to_num(events["label"].to_numpy())[:, np.newaxis]
+    counted = (events["counted"].to_numpy() & ~np.isnan(events["label"].to_numpy()))[:, np.newaxis]
+    number, positives = past.total(counted.astype(float)), past.total(counted * label)
+    rate = positives / np.maximum(number, 1)
+    profile = past.total(counted * label * vectors) - rate * past.total(counted * vectors)
+    length = np.linalg.norm(profile, axis=1)
+    known = (length > 1e-6) & vectors.any(axis=1)
+    cosine = (profile * vectors).sum(axis=1) / np.where(known, length, 1)
+    return {"derived.content_match": np.where(known, cosine, np.nan)}
+
+
+def _unit_vectors(column: pa.ListArray) -> npt.NDArray[np.float64]:
+    """[N, D] of length 1; zeros where there is none."""
+    present = pc.fill_null(pc.list_value_length(column), 0).to_numpy() > 0
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    dense = np.zeros((len(column), len(values) // max(int(present.sum()), 1)))
+    dense[present] = values.reshape(int(present.sum()), -1)
+    return dense / np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), 1e-12)
 
 
 def _by_category(group: Ints, events: pa.Table) -> Ints:

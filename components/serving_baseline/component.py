@@ -19,6 +19,7 @@ class ServingBaselineSpec(ComponentSpec):
     PARAMETERS = {
         "push_destination": ExecutionParameter(type=str),
         "served_version": ExecutionParameter(type=str),
+        "clip_shape": ExecutionParameter(type=str, optional=True),
     }
     INPUTS = {"candidate": ChannelParameter(type=standard_artifacts.Model)}
     OUTPUTS = {"baseline": ChannelParameter(type=standard_artifacts.Model)}
@@ -27,11 +28,14 @@ class ServingBaselineSpec(ComponentSpec):
 class ServingBaseline(base_component.BaseComponent):
     """Hands on the model now being served; the first time, the candidate stands in for it.
 
+    It does so too where the served model reads clips of another shape, and could not be asked about these.
+
     Args:
         candidate: The model just trained (Model).
         push_destination: Folder of the served versions, as given to Pusher.
         served_version: The version served when the pipeline was started: no other use than that the cache is missed
             when another is. The executor looks for itself.
+        clip_shape: `ClipSettings.shape` of the examples, where they are clips.
 
     Outputs: `baseline` (Model), with the custom property `served_version`, "" where the candidate stands in.
     """
@@ -39,11 +43,14 @@ class ServingBaseline(base_component.BaseComponent):
     SPEC_CLASS = ServingBaselineSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
-    def __init__(self, candidate: types.BaseChannel, push_destination: str, served_version: str) -> None:
+    def __init__(
+        self, candidate: types.BaseChannel, push_destination: str, served_version: str, clip_shape: str | None = None
+    ) -> None:
         spec = ServingBaselineSpec(
             candidate=candidate,
             push_destination=push_destination,
             served_version=served_version,
+            clip_shape=clip_shape,
             baseline=types.Channel(type=standard_artifacts.Model),
         )
         super().__init__(spec=spec)

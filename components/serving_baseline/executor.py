@@ -12,6 +12,8 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
+from transform.clip_settings import SHAPE_FILE
+
 _FILES = ("saved_model.pb", os.path.join("variables", "variables.index"))
 
 
@@ -29,6 +31,10 @@ class Executor(base_executor.BaseExecutor):
         baseline = artifact_utils.get_single_instance(output_dict["baseline"])
         destination = exec_properties["push_destination"]
         version = served_version(destination)
+        shape = exec_properties.get("clip_shape")
+        if version and shape and clip_shape(os.path.join(destination, version)) != shape:
+            logging.warning("version %s of %s reads clips of another shape: no baseline", version, destination)
+            version = ""
         source = os.path.join(destination, version) if version else path_utils.serving_model_path(candidate.uri)
         io_utils.copy_dir(source, path_utils.serving_model_dir(baseline.uri))
         baseline.set_string_custom_property("served_version", version)
@@ -47,6 +53,15 @@ def served_version(push_destination: str) -> str:
     names = [name.rstrip("/") for name in fileio.listdir(push_destination)]
     numbered = [name for name in names if name.isascii() and name.isdigit()]
     return max((n for n in numbered if _is_model(os.path.join(push_destination, n))), key=int, default="")
+
+
+def clip_shape(model: str) -> str:
+    """The `ClipSettings.shape` that a SavedModel reads; "" if it does not say."""
+    path = os.path.join(model, SHAPE_FILE)
+    if not fileio.exists(path):
+        return ""
+    with fileio.open(path) as file:
+        return str(file.read())
 
 
 def _is_model(folder: str) -> bool:

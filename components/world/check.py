@@ -20,10 +20,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.world import tables
+from components.world import files, tables
 from transform.contract import Contract, ContractError, Feature, Kind, Role
 
 CHECKED = ("users", "videos", "interactions")
+CLIPS_ONLY = "no users and no interactions: enough to train the video classifier, not the recommenders"
 REJECTED = pa.schema([("table", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())])
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,13 @@ class Checked:
 
 
 def check_world(world: str, contract: Contract, now: int | None = None) -> Checked:
-    """Read the tables of a world and check them; arguments, result and errors as `check_tables`."""
+    """Read the tables of a world and check them; arguments, result and errors as `check_tables`.
+
+    A world of clips, which has neither users nor interactions, is checked for what the classifier needs.
+    """
+    present = {name.partition(".")[0] for name in files.names(world)} if files.is_folder(world) else set()
+    if "videos" in present and not present & {"users", "interactions"}:
+        return _check_clips(world, clock(now))
     loaded = {table: tables.read_table(world, table, contract=contract) for table in CHECKED}
     sources = {table: ", ".join(tables.table_files(world, table)[:1]) for table in CHECKED}
     return check_tables(**loaded, contract=contract, now=clock(now), sources=sources)
@@ -89,6 +96,21 @@ def check_tables(
     rejected = pa.concat_tables([REJECTED.empty_table(), *check.rejected])
     counts = dict(sorted(check.counts.items(), key=lambda item: -item[1]))
     return Checked(kept_users, kept_videos, kept, rejected, counts, check.notes)
+
+
+def _check_clips(world: str, now: int) -> Checked:
+    """A world of clips: every video has an id and a media file that is there."""
+    videos = tables.read_table(world, "videos")
+    if "media_path" not in videos.column_names:
+        raise tables.missing_column(f"{world}, videos", "media_path", videos.column_names)
+    nothing = Contract.model_construct(name="clips", vocabularies={}, features=())  # asks for no column
+    check = _Check(nothing, now, {})
+    paths = [path or "" for path in videos["media_path"].to_pylist()]
+    absent = np.array([not files.is_file(files.locate(world, path)) for path in paths], np.bool_)
+    kept = check.table("videos", videos, further={"media_path is not a file": absent})
+    none = pa.table({})
+    rejected = pa.concat_tables([REJECTED.empty_table(), *check.rejected])
+    return Checked(none, kept, none, rejected, check.counts, [*check.notes, CLIPS_ONLY])
 
 
 def clock(now: int | None) -> int:
@@ -131,8 +153,14 @@ class _Check:
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def table(self, name: str, data: pa.Table, known: Mapping[str, pa.ChunkedArray] | None = None) -> pa.Table:
-        """The rows of a table that pass; the others are added to `rejected` and `counts`."""
+    def table(
+        self,
+        name: str,
+        data: pa.Table,
+        known: Mapping[str, pa.ChunkedArray] | None = None,
+        further: Mapping[str, _Mask] | None = None,
+    ) -> pa.Table:
+        """The rows of a table that pass, `further` faults by reason included; the others are noted and counted."""
         where = self.sources.get(name, name)
         if len(data) == 0:
             raise ContractError(f"{where}: expected rows, got an empty table: check the export that wrote it")
@@ -147,6 +175,8 @@ class _Check:
             _mark_feature(faults, feature, data[feature.column], where)
         for key, ids in (known or {}).items():
             faults.mark(~_bools(pc.is_in(data[key], value_set=ids.combine_chunks())), f"unknown {key}")
+        for reason, faulty in (further or {}).items():
+            faults.mark(faulty, reason)
         if name != "interactions":
             key = tables.KEYS[name][0]
             faults.mark(_repeated(data[key], faults.good), f"duplicate {key}")

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 _CHUNK = 1 << 22
+_END = 1 << 16
 
 
 def is_remote(path: str) -> bool:
@@ -25,6 +26,12 @@ def is_remote(path: str) -> bool:
 def join(folder: str, name: str) -> str:
     """The path of `name` in `folder`; remote paths keep their forward slashes."""
     return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def locate(folder: str, path: str) -> str:
+    """The place of a path that a table in `folder` holds: relative ones start there; file:// is local."""
+    path = path.removeprefix("file://")
+    return path if is_remote(path) or os.path.isabs(path) else join(folder, path)
 
 
 def is_file(path: str) -> bool:
@@ -77,6 +84,23 @@ def writing(path: str) -> Iterator[BinaryIO]:
         with open(partial, "wb") as local:
             yield local
         os.replace(partial, path)
+
+
+def size(path: str) -> int:
+    """Bytes of a file."""
+    return int(_gfile().stat(path).length) if is_remote(path) else os.path.getsize(path)
+
+
+def sketch(path: str) -> str:
+    """What a large file is known by: its size and both ends; `identity` where it is remote, "" where there is none."""
+    if not is_file(path):
+        return ""
+    if is_remote(path):
+        return identity(path)
+    with open(path, "rb") as file:
+        ends = file.read(_END)
+        file.seek(max(0, size(path) - _END))
+        return f"{size(path)}-{hashlib.sha256(ends + file.read()).hexdigest()}"
 
 
 def identity(path: str) -> str:

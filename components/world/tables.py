@@ -10,7 +10,6 @@ In CSV a list is written `a|b`, and an empty cell is missing (a quoted empty one
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from components.world import files
-from transform.contract import Contract, ContractError, Kind
+from transform.contract import CONTENT, Contract, ContractError, Kind, did_you_mean
 
 ROW_GROUP = 65_536
 MILLISECONDS_FROM = 100_000_000_000  # as seconds this is the year 5138, as milliseconds 1973
@@ -43,10 +42,12 @@ CANONICAL: dict[str, dict[str, pa.DataType]] = {
         "duration_seconds": pa.float64(),
         "published_at": pa.int64(),
         "media_path": pa.string(),
+        "group_id": pa.string(),
         "cover_path": pa.string(),
         "frame_paths": STRINGS,
     },
     "interactions": {"user_id": pa.string(), "video_id": pa.string(), "at": pa.int64()},
+    "content": {"video_id": pa.string(), **dict.fromkeys(CONTENT, FLOATS), "fingerprint": pa.string()},
     "frame_feedback": {
         "user_id": pa.string(),
         "video_id": pa.string(),
@@ -58,6 +59,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "users": ("user_id",),
     "videos": ("video_id",),
     "interactions": ("user_id", "video_id", "at"),
+    "content": ("video_id",),
     "frame_feedback": ("user_id", "video_id", "frame_index"),
 }
 _TYPE_OF_KIND = {
@@ -168,12 +170,13 @@ def table_files(world: str, table: str) -> list[str]:
     if not files.is_folder(world):
         raise ContractError(f"{world}: expected a world, a folder with users, videos and interactions: no such folder")
     present = set(files.names(world))  # one listing: remote file systems are asked once
-    forms = [_form(files.join(world, name)) for name in (f"{table}.parquet", f"{table}.csv", table) if name in present]
+    found = [_form(files.join(world, name)) for name in (f"{table}.parquet", f"{table}.csv", table) if name in present]
+    forms = [form for form in found if form]
     if len(forms) > 1:
         raise ContractError(
-            f"{world}: the table {table} is there more than once ({', '.join(f[0] for f in forms if f)}): keep one"
+            f"{world}: the table {table} is there more than once ({', '.join(form[0] for form in forms)}): keep one"
         )
-    if not forms or not forms[0]:
+    if not forms:
         raise ContractError(
             f"{world}: the table {table} is missing: "
             f"expected {table}.parquet, {table}.csv or a folder {table}/ of .parquet parts"
@@ -215,10 +218,9 @@ def column_types(table: str, contract: Contract | None = None) -> dict[str, pa.D
 
 def missing_column(where: str, name: str, present: Sequence[str], need: str = "") -> ContractError:
     """The error for a column that is not there."""
-    close = difflib.get_close_matches(name, list(present), n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
     return ContractError(
-        f"{where}: the column {name!r}{need} is missing{hint}: the file has {', '.join(present)}: add or rename it"
+        f"{where}: the column {name!r}{need} is missing{did_you_mean(name, present)}: "
+        f"the file has {', '.join(present)}: add or rename it"
     )
 
 

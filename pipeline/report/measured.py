@@ -93,6 +93,17 @@ def measured(evaluation_uri: str) -> list[Measured]:
     return sorted((s for s in slices if s.candidate), key=lambda s: s.slice)
 
 
+def confusion(evaluation_uri: str) -> dict[tuple[int, int], float]:
+    """How many of all examples have (label, answer), as indices of classes; empty if that was not measured."""
+    served = baseline_name(evaluated(evaluation_uri))
+    for record in tfma.load_metrics(evaluation_uri):
+        for entry in record.metric_keys_and_values if slice_key(record.slice_key) == OVERALL else ():
+            matrices = entry.value.multi_class_confusion_matrix_at_thresholds.matrices
+            if matrices and not entry.key.is_diff and (served is None or entry.key.model_name != served):
+                return {(e.actual_class_id, e.predicted_class_id): e.num_weighted_examples for e in matrices[0].entries}
+    return {}
+
+
 def calibration(evaluation_uri: str) -> list[tuple[float, float]]:
     """(mean score, share of positives) of all examples in ten ranges of the score; empty if that was not recorded."""
     served = baseline_name(evaluated(evaluation_uri))

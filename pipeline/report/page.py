@@ -25,9 +25,12 @@ METRICS: dict[str, tuple[str, float, float | None, str]] = {
     "logloss": ("Log loss", 0, None, "lower is better"),
     "calibration": ("Calibration", 0, None, "mean score over share of positives; 1 is exact"),
     "ndcg": ("NDCG", 0, 1, "order of each user's list, mean over users"),
+    "accuracy": ("Top-1 accuracy", 0, 1, "share of clips whose most probable category is theirs"),
+    "macro_precision": ("Precision (macro)", 0, 1, "mean over categories"),
+    "macro_recall": ("Recall (macro)", 0, 1, "mean over categories"),
     "recall": ("Recall", 0, 1, "share of a user's positives among the first, mean over users"),
 }
-CURVES = (("loss", "Loss"), ("auc", "AUC"))
+CURVES = (("loss", "Loss"), ("auc", "AUC"), ("accuracy", "Accuracy"))
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,32 @@ def _model(model: ModelRecords) -> dict[str, Any]:
         "failed": [gate for gate in model.gates if not gate.passed],
         "overall": next((s for s in model.slices if s.slice == OVERALL), None),
         "groups": _groups(model.slices, columns, failed),
+        "classes": _classes(model),
         "charts": [chart for chart in _curves(model.curves) if chart],
         "calibration": charts.lines("Calibration", {"candidate": model.calibration}, diagonal=True),
     }
+
+
+def _classes(model: ModelRecords) -> list[dict[str, Any]]:
+    """A row for each category: its precision and recall, and how its examples were answered."""
+    labels = sorted({label for label, _ in model.confusion})
+    names = {**dict(enumerate(model.classes)), -1: "(not trained on)"}
+    rows = []
+    for label in labels:
+        answers = {answer: number for (of, answer), number in model.confusion.items() if of == label}
+        hits, total = answers.get(label, 0.0), sum(answers.values())
+        answered = sum(number for (_, answer), number in model.confusion.items() if answer == label)
+        wrong = sorted(((n, names.get(a, str(a))) for a, n in answers.items() if a != label), reverse=True)
+        rows.append(
+            {
+                "name": names.get(label, str(label)),
+                "examples": total,
+                "precision": hits / answered if answered else 0.0,
+                "recall": hits / total,
+                "wrong": ", ".join(f"{name} {number:g}" for number, name in wrong),
+            }
+        )
+    return rows
 
 
 def _columns(slices: Iterable[Measured]) -> list[Column]:

@@ -17,7 +17,7 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
 
 from pipeline.report import measured
 from pipeline.report.gates import Gate, gates
-from transform.contract import ContractError
+from pipeline.runs import load_run, newest_run
 
 SPLIT_ORDER = ("train", "valid", "test")
 
@@ -100,6 +100,8 @@ class ModelRecords:
         gates: What it had to reach, failed ones first.
         calibration: (mean score, share of positives) over ranges of the score.
         curves: One entry an epoch, as Trainer wrote it.
+        classes: What the indices of `confusion` are called; empty for a model without classes.
+        confusion: How many examples have (label, answer); label -1 is a class that it was not trained on.
     """
 
     name: str
@@ -108,6 +110,8 @@ class ModelRecords:
     gates: tuple[Gate, ...] = ()
     calibration: tuple[tuple[float, float], ...] = ()
     curves: tuple[Mapping[str, float], ...] = ()
+    classes: tuple[str, ...] = ()
+    confusion: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ class RunRecords:
         statistics: By split.
         anomalies: Of all splits.
         validated: Whether the data was held against the schema at all.
-        counts: What ImpressionExampleGen counted.
+        counts: What the makers of examples and content vectors counted.
         rejected: Rows that never became examples.
         config: The run's configuration.
     """
@@ -161,7 +165,8 @@ def load(run_dir: str | Path) -> RunRecords:
     Raises:
         ContractError: There is no run in the folder, or its record cannot be read.
     """
-    run = _read_run(_newest(Path(run_dir)))
+    folder = Path(run_dir)
+    run = load_run(folder if (folder / "run.json").is_file() else newest_run(folder))
     artifacts = run.get("artifacts", {})
     data: dict[str, str] = next(iter(artifacts.values()), {})
     steps = tuple(Step(s["name"], s["seconds"], s.get("cached", False), s.get("rows")) for s in run.get("steps", []))
@@ -177,31 +182,10 @@ def load(run_dir: str | Path) -> RunRecords:
         statistics=_statistics(data.get("statistics")),
         anomalies=_anomalies(data.get("anomalies")),
         validated="anomalies" in data,
-        counts=_read_json(f"{data['examples']}/summary.json") or {} if "examples" in data else {},
-        rejected=_rejected(run["world"], data.get("examples")),
+        counts=_counts(data),
+        rejected=_rejected(run["world"], data),
         config=run.get("config", {}),
     )
-
-
-def _newest(folder: Path) -> Path:
-    if (folder / "run.json").is_file():
-        return folder / "run.json"
-    found = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ContractError(
-            f"no run in {folder}: expected a run.json in it or one level below; `shortlist run` writes it"
-        )
-    return found[-1]
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("id", "world", "outcome", "started", "finished"):
-            run[key]
-    except (ValueError, KeyError) as error:
-        raise ContractError(f"{path}: expected the record of a run, got {error!r}: run the pipeline again") from error
-    return run
 
 
 def _model(name: str, uris: Mapping[str, str], run: Mapping[str, Any]) -> ModelRecords:
@@ -217,6 +201,8 @@ def _model(name: str, uris: Mapping[str, str], run: Mapping[str, Any]) -> ModelR
         gates=tuple(gates(uri)),
         calibration=tuple(measured.calibration(uri)),
         curves=tuple(curves or ()),
+        classes=tuple(_read_json(f"{uris['model_run']}/classes.json") or ()) if "model_run" in uris else (),
+        confusion=measured.confusion(uri),
     )
 
 
@@ -286,14 +272,28 @@ def _text(stats: Any) -> tuple[str, tuple[float, ...]]:
     return f"{stats.unique:,} different; {top}", tuple(v.frequency for v in stats.top_values[:10])
 
 
-def _rejected(world: str, examples: str | None) -> tuple[Rejected, ...]:
-    """What the importer set aside, and what ImpressionExampleGen could make no impression of."""
+def _counts(data: Mapping[str, str]) -> dict[str, Any]:
+    """What ImpressionExampleGen counted, and ClipExampleGen and ContentEmbedder where clips are decoded."""
+    own = {
+        name: _read_json(f"{data[name]}/summary.json") or {}
+        for name in ("examples", "clips", "content")
+        if name in data
+    }
+    of_clips = {name: value for name, value in own.pop("clips", {}).items() if name != "settings"}
+    return {**own.pop("examples", {}), **({"clips": of_clips} if of_clips else {}), **own}
+
+
+def _rejected(world: str, data: Mapping[str, str]) -> tuple[Rejected, ...]:
+    """What the importer set aside, the media that give no clip, and the interactions that yield no impression."""
+    examples = data.get("examples")
     path = f"{world}/rejected.parquet"
     rows = _rows(path) if tf.io.gfile.exists(path) else []
     for path in sorted(tf.io.gfile.glob(f"{examples}/rejected-*.parquet")) if examples else []:
         for row in _rows(path):
             reason = row.pop("reason")
             rows.append({"table": "interactions", "reason": reason, "content": json.dumps(row)})
+    for row in _rows(f"{data['clips']}/rejected.parquet") if "clips" in data else []:
+        rows.append({"table": "media", "reason": row.pop("reason"), "content": json.dumps(row)})
     counts = Counter((row["table"], row["reason"]) for row in rows)
     first = {(row["table"], row["reason"]): row["content"] for row in reversed(rows)}
     return tuple(Rejected(*key, count, first[key]) for key, count in counts.most_common())

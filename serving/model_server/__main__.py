@@ -1,41 +1,46 @@
-"""`python -m serving.model_server --models DIR` serves until interrupted; flags are named as in TensorFlow Serving."""
+"""`python -m serving.model_server` takes the command line of `tensorflow_model_server` and serves until terminated."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import ctypes
 import logging
-import signal
+import os
 import sys
 
-from serving.model_server.server import start
+from serving.model_server.options import Options, parse
 from transform.contract import ContractError
+
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of malloc.h
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the server; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m serving.model_server", description=__doc__)
-    parser.add_argument("--models", required=True, help="folder with <name>/<version>/saved_model.pb")
-    parser.add_argument("--port", type=int, default=8500, help="gRPC port; 0 takes a free one")
-    parser.add_argument("--rest_api_port", type=int, default=8501, help="REST port; 0 takes a free one")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument(
-        "--file_system_poll_wait_seconds", type=float, default=1.0, help="0: do not look for new versions"
-    )
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        server = start(
-            options.models, options.port, options.rest_api_port, options.host, options.file_system_poll_wait_seconds
-        )
+        serve(parse(arguments, "python -m serving.model_server"))
     except ContractError as error:
         logging.getLogger(__name__).error("%s", error)
         return 2
-    with server:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: sys.exit(0))
-        logging.getLogger(__name__).info("gRPC on %s, REST on %s:%d", server.target, server.host, server.rest_port)
-        server.wait()
     return 0
+
+
+def serve(options: Options) -> None:
+    """Makes this process the server, until SIGTERM or SIGINT; TensorFlow must not have been imported yet.
+
+    Raises:
+        ContractError: The options cannot be served.
+        SystemExit: With 0, in the end.
+    """
+    # TensorFlow warns of every request that an op refuses, and quotes the request, be it 100 MB.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with contextlib.suppress(OSError, AttributeError):  # where there is another C library
+        # What large requests took is given back: large blocks at once, small ones from few pools.
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
+        library.mallopt(_M_ARENA_MAX, os.cpu_count() or 1)
+    from serving.model_server import server
+
+    server.run(options)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from http import HTTPStatus
 
 import grpc
 
-# gRPC carries the message in a header, and clients refuse headers of more than 8 KiB.
+# gRPC carries the message in a header, with three characters for a byte that is not printable ASCII, and clients
+# refuse headers of more than 8 KiB.
 _LONGEST_MESSAGE = 2000
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 _HTTP = {
@@ -18,12 +20,14 @@ _HTTP = {
     grpc.StatusCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
     grpc.StatusCode.ALREADY_EXISTS: HTTPStatus.CONFLICT,
     grpc.StatusCode.ABORTED: HTTPStatus.CONFLICT,
-    grpc.StatusCode.FAILED_PRECONDITION: HTTPStatus.PRECONDITION_FAILED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.SERVICE_UNAVAILABLE,
+    grpc.StatusCode.FAILED_PRECONDITION: HTTPStatus.BAD_REQUEST,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
     grpc.StatusCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     grpc.StatusCode.UNIMPLEMENTED: HTTPStatus.NOT_IMPLEMENTED,
     grpc.StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
 }
+
+_logger = logging.getLogger(__name__)
 
 
 class RequestError(Exception):
@@ -35,9 +39,10 @@ class RequestError(Exception):
     """
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(message)
         self.code = code
-        self.message = message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + "..."
+        text = message.encode(errors="backslashreplace")
+        self.message = text[:_LONGEST_MESSAGE].decode(errors="ignore") + "..." * (len(text) > _LONGEST_MESSAGE)
+        super().__init__(self.message)
 
     @property
     def http_status(self) -> int:
@@ -48,6 +53,16 @@ class RequestError(Exception):
 def invalid(message: str) -> RequestError:
     """An INVALID_ARGUMENT."""
     return RequestError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def as_request_error(error: Exception) -> RequestError:
+    """What to answer when a request raised `error`; what nobody foresaw is INTERNAL, and in the log."""
+    if isinstance(error, RequestError):
+        return RequestError(
+            error.code, error.message
+        )  # whose traceback does not keep the request until it is collected
+    _logger.error("a request failed", exc_info=error)
+    return RequestError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
 
 
 def from_tensorflow(code: int, message: str) -> RequestError:

@@ -1,52 +1,94 @@
-"""The gRPC services of TensorFlow Serving: PredictionService and ModelService."""
+"""The gRPC service PredictionService of TensorFlow Serving."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_service_pb2_grpc,
+    model_pb2,
+    model_service_pb2,
+    prediction_service_pb2,
     prediction_service_pb2_grpc,
 )
 
-from serving.model_server.errors import RequestError, invalid
+from serving.model_server.errors import as_request_error, invalid
+from serving.model_server.inference import classify, multi_inference, regress
+from serving.model_server.metrics import Call, Metrics
 from serving.model_server.models import Models
 from serving.model_server.predict import predict
+from serving.model_server.servable import Servable
 
-SERVICES = ("tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
-
-_logger = logging.getLogger(__name__)
+# Their files' descriptors must be loaded, too, for reflection to describe them.
+SERVICES = tuple(
+    service.full_name
+    for file in (prediction_service_pb2, model_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; the other methods answer UNIMPLEMENTED."""
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata.
 
-    def __init__(self, models: Models) -> None:
+    Args:
+        models: What is served.
+        metrics: Observes the calls.
+    """
+
+    def __init__(self, models: Models, metrics: Metrics) -> None:
         self._models = models
+        self._metrics = metrics
 
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        """Runs a signature."""
-        return _answer(context, lambda: predict(self._models.find(request.model_spec), request))
+        """Runs a signature on tensors."""
+        return self._serve(context, "Predict", request.model_spec, request, predict)
+
+    def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Classes and scores of tf.Examples."""
+        return self._serve(context, "Classify", request.model_spec, request, classify)
+
+    def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """A value for each of some tf.Examples."""
+        return self._serve(context, "Regress", request.model_spec, request, regress)
+
+    def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Several signatures of the first task's model on the same tf.Examples."""
+        spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
+        return self._serve(context, "MultiInference", spec, request, multi_inference)
 
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """The signatures of a model."""
-        return _answer(context, lambda: model_metadata(self._models, request))
+        return answer(context, lambda: model_metadata(self._models, request))
+
+    def _serve(
+        self,
+        context: grpc.ServicerContext,
+        api: str,
+        spec: Any,
+        request: Any,
+        work: Callable[[Servable, Any, Call], Any],
+    ) -> Any:
+        return answer(context, lambda: serve(self._models, self._metrics.call(api, "GRPC"), spec, request, work))
 
 
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus."""
+def serve(
+    models: Models,
+    observed: AbstractContextManager[Call],
+    spec: Any,
+    request: Any,
+    work: Callable[[Servable, Any, Call], Any],
+) -> Any:
+    """Lets the servable that `spec` asks for do the work, and keeps it loaded meanwhile.
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
-
-    def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        """Where the versions of a model stand."""
-        return _answer(context, lambda: model_status(self._models, request.model_spec))
+    Raises:
+        RequestError: No such servable, or what the work raises.
+    """
+    with observed as call, models.serving(spec) as servable:
+        call.model = servable.name
+        return work(servable, request, call)
 
 
 def model_metadata(models: Models, request: Any) -> Any:
@@ -71,28 +113,12 @@ def model_metadata(models: Models, request: Any) -> Any:
     return response
 
 
-def model_status(models: Models, spec: Any) -> Any:
-    """A GetModelStatusResponse.
-
-    Raises:
-        RequestError: No such model or version.
-    """
-    response = get_model_status_pb2.GetModelStatusResponse()
-    for version in models.status(spec):
-        status = response.model_version_status.add(version=version.version, state=version.state)
-        status.status.error_code = grpc.StatusCode.UNKNOWN.value[0] if version.error else grpc.StatusCode.OK.value[0]
-        status.status.error_message = version.error
-    return response
-
-
-def _answer(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
+def answer(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
+    """What `work` returns; what it raises ends the call with the code that stands for it."""
     if not context.is_active():  # the caller gave up while the request waited for a thread
         return context.abort(grpc.StatusCode.CANCELLED, "the call was cancelled")
     try:
         return work()
-    except RequestError as error:
-        failure = error
     except Exception as error:
-        _logger.exception("a request failed")
-        failure = RequestError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+        failure = as_request_error(error)
     return context.abort(failure.code, failure.message)

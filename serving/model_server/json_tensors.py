@@ -12,6 +12,7 @@ import binascii
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,10 +27,11 @@ Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
 
 MAX_DEPTH = 64  # no tensor nests deeper, and parsers recurse
+MAX_LISTS = 2_000_000  # lists and objects of one body: each takes some 60 bytes, where its brackets took 2
 
+_ELEMENT = "Failed to process element: {} key: {} of 'instances' list. Error: INVALID_ARGUMENT:"
 _TYPES = {
     type(None): "Null",
-    bool: "Bool",
     dict: "Object",
     list: "Array",
     str: "String",
@@ -42,28 +44,37 @@ def parse(body: bytes) -> dict[str, Any]:
     """The JSON object in a request's body.
 
     Raises:
-        RequestError: Not UTF-8, not JSON, nested too deeply, or not an object.
+        RequestError: Not UTF-8, not JSON, nested too deeply, a key twice, or not an object.
     """
     if not body:
         raise invalid("JSON Parse error: The document is empty")
     try:
         text = body.decode()
-        _check_depth(text)
-        content = json.loads(text)
+        _check_brackets(text)
+        content = json.loads(text, object_pairs_hook=_object)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise invalid(f"JSON Parse error: {error}") from error
     if not isinstance(content, dict):
-        raise invalid(f"JSON Value: {_print(content)} Is not object")
+        raise invalid(f"JSON Value: {printed(content)} Is not object")
     return content
 
 
-def _check_depth(text: str) -> None:
+def _check_brackets(text: str) -> None:
     outside_strings = text.replace("\\\\", "").replace('\\"', "").split('"')[::2]
-    depth = 0
-    for bracket in re.sub(r"[^\[\]{}]+", "", "".join(outside_strings)):
-        depth += 1 if bracket in "[{" else -1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    brackets = re.sub(r"[^\[\]{}]+", "", "".join(outside_strings))
+    opening = np.isin(np.frombuffer(brackets.encode(), np.uint8), [ord("["), ord("{")])
+    if np.cumsum(np.where(opening, 1, -1)).max(initial=0) > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    if opening.sum() > MAX_LISTS:
+        raise ValueError(f"more than {MAX_LISTS} lists and objects: send smaller batches")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):  # readers differ in which of them counts
+        repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"duplicate key {repeated!r}")
+    return content
 
 
 def signature_name(content: Mapping[str, Any]) -> str:
@@ -75,8 +86,9 @@ def signature_name(content: Mapping[str, Any]) -> str:
     name = content.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid(
-            f"JSON Value: {_print(content)} not formatted correctly. 'signature_name' key must be a string value."
+            f"JSON Value: {printed(content)} not formatted correctly. 'signature_name' key must be a string value."
         )
+    utf8(name)
     return name
 
 
@@ -93,9 +105,11 @@ def read(content: Mapping[str, Any], inputs: Mapping[str, tf.TensorSpec]) -> tup
     Raises:
         RequestError: Neither or both formats, or values that do not fit the inputs.
     """
+    if not inputs:
+        raise invalid(f"Failed to get input map for signature: {signature_name(content) or 'DEFAULT'}")
     if "instances" in content and "inputs" in content:
         message = "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
-        raise invalid(f"JSON Value: {_print(content)} {message}")
+        raise invalid(f"JSON Value: {printed(content)} {message}")
     if "instances" in content:
         return _rows(content["instances"], inputs), True
     if "inputs" in content:
@@ -105,7 +119,7 @@ def read(content: Mapping[str, Any], inputs: Mapping[str, tf.TensorSpec]) -> tup
 
 def _rows(instances: Any, inputs: Mapping[str, tf.TensorSpec]) -> dict[str, Array]:
     if not isinstance(instances, list):
-        raise invalid(f"JSON Value: {_print(instances)} Expecting 'instances' to be an list/array")
+        raise invalid(f"JSON Value: {printed(instances)} Expecting 'instances' to be an list/array")
     if not instances:
         raise invalid("No values in 'instances' array")
     named = _is_named(instances[0])
@@ -114,42 +128,50 @@ def _rows(instances: Any, inputs: Mapping[str, tf.TensorSpec]) -> dict[str, Arra
             "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
             "tensorinfo_map"
         )
-    rows: dict[str, list[Array]] = {name: [] for name in inputs}
     for index, instance in enumerate(instances):
         if _is_named(instance) != named:
             wanted = "object but got list" if named else "value/list but got object"
             raise invalid(f"Expecting {wanted} at item {index} of input list")
-        _add_row(instance if named else {next(iter(inputs)): instance}, index, inputs, rows)
-    return {name: np.stack(arrays) for name, arrays in rows.items()}
+        if named:
+            _check_keys(index, instance, inputs)
+    columns = {name: [row[name] for row in instances] if named else instances for name in inputs}
+    return {name: _stacked(name, columns[name], spec.dtype) for name, spec in inputs.items()}
 
 
 def _is_named(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_base64(value)
+    return isinstance(value, dict) and not is_base64(value)
 
 
-def _is_base64(value: Any) -> bool:
+def is_base64(value: Any) -> bool:
+    """Whether a JSON value is `{"b64": "..."}`."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
-def _add_row(
-    instance: Mapping[str, Any], index: int, inputs: Mapping[str, tf.TensorSpec], rows: dict[str, list[Array]]
-) -> None:
-    for name, value in instance.items():
-        where = f"Failed to process element: {index} key: {name} of 'instances' list. Error: INVALID_ARGUMENT:"
+def _check_keys(index: int, instance: Mapping[str, Any], inputs: Mapping[str, tf.TensorSpec]) -> None:
+    for name in instance:
         if name not in inputs:
-            raise invalid(f"{where} JSON object: does not have named input: {name}")
-        try:
-            array = _array(value, inputs[name].dtype)
-        except RequestError as error:
-            raise RequestError(error.code, f"{where} {error.message}") from error
-        if rows[name] and rows[name][0].shape != array.shape:
-            raise invalid(f"{where} Expecting shape {_shape(rows[name][0])} but got: {_shape(array)}")
-        rows[name].append(array)
+            raise invalid(f"{_ELEMENT.format(index, name)} JSON object: does not have named input: {name}")
     if len(instance) != len(inputs):
         raise invalid(
-            f"Failed to process element: {index} of 'instances' list. JSON object: {_print(instance)} "
+            f"Failed to process element: {index} of 'instances' list. JSON object: {printed(instance)} "
             f"keys must be equal to: {','.join(inputs)}"
         )
+
+
+def _stacked(name: str, values: list[Any], dtype: tf.DType) -> Array:
+    try:
+        return _array(values, dtype)
+    except RequestError:  # which of them was it?
+        shapes = []
+        for index, value in enumerate(values):
+            where = _ELEMENT.format(index, name)
+            try:
+                shapes.append(_shape(_array(value, dtype)))
+            except RequestError as error:
+                raise RequestError(error.code, f"{where} {error.message}") from error
+            if shapes[-1] != shapes[0]:
+                raise invalid(f"{where} Expecting shape {shapes[0]} but got: {shapes[-1]}") from None
+        raise
 
 
 def _shape(array: Array) -> str:
@@ -176,8 +198,8 @@ def _columns(columns: Any, inputs: Mapping[str, tf.TensorSpec]) -> dict[str, Arr
 def _array(value: Any, dtype: tf.DType) -> Array:
     """A JSON value, any nesting of lists, as a dense array."""
     numpy_type = tensors.dtype_of(dtype.as_datatype_enum)
-    if numpy_type is None:
-        message = f"Conversion of JSON Value: {_print(value)} to type: {dtype.name}"
+    if numpy_type is None or numpy_type.kind not in _LEAVES:
+        message = f"Conversion of JSON Value: {printed(value)} to type: {dtype.name}"
         raise RequestError(grpc.StatusCode.UNIMPLEMENTED, message)
     shape, deepest = [], value
     while isinstance(deepest, list):
@@ -196,7 +218,7 @@ def _flatten(
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid(
-                f"JSON Value: {_print(value)} found at incorrect level: {level + 1} in the JSON DOM. "
+                f"JSON Value: {printed(value)} found at incorrect level: {level + 1} in the JSON DOM. "
                 f"Expected at level: {len(shape)}"
             )
         into.append(leaf(value, dtype))
@@ -207,11 +229,26 @@ def _flatten(
         raise invalid(
             f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
         )
+    if _all_small_floats(value, dtype):
+        into.extend(value)
+        return
     for item in value:
         _flatten(item, shape, level + 1, leaf, dtype, into)
 
 
-def _float(value: Any, dtype: DType) -> float:
+def _all_small_floats(values: list[Any], dtype: DType) -> bool:
+    """Whether `to_float` takes every one of them as it is, found without a call a value."""
+    if dtype.kind != "f" or set(map(type, values)) != {float}:
+        return False
+    return bool(np.abs(values).max() < np.finfo(dtype).max)  # NaN is not
+
+
+def to_float(value: Any, dtype: DType) -> float:
+    """A JSON number as a float that the dtype holds.
+
+    Raises:
+        RequestError: No number; or an int that is not exact in the dtype, or a number beyond its range.
+    """
     if type(value) not in (int, float):
         raise _type_error(value, dtype)
     limits = np.finfo(dtype)
@@ -219,7 +256,7 @@ def _float(value: Any, dtype: DType) -> float:
     too_large = float(limits.max) + 2.0 ** (limits.maxexp - limits.nmant - 2)
     exact = abs(value) < (2 ** (limits.nmant + 1) if type(value) is int else too_large)
     if not exact and not (type(value) is float and not math.isfinite(value)):
-        raise invalid(f"Cannot convert JSON value: {_print(value)} to {_name(dtype)} without loss of precision.")
+        raise invalid(f"Cannot convert JSON value: {printed(value)} to {_name(dtype)} without loss of precision.")
     return value
 
 
@@ -238,21 +275,35 @@ def _bool(value: Any, dtype: DType) -> bool:
 
 def _string(value: Any, dtype: DType) -> bytes:
     if isinstance(value, dict):
-        return _decode_base64(value)
+        return decode_base64(value)
     if not isinstance(value, str):
         raise _type_error(value, dtype)
+    return utf8(value)
+
+
+def utf8(text: str) -> bytes:
+    """A JSON string's bytes.
+
+    Raises:
+        RequestError: It holds half of a surrogate pair.
+    """
     try:
-        return value.encode()
+        return text.encode()
     except UnicodeEncodeError as error:
-        raise invalid(f"JSON Value: {_print(value)} is not Unicode: half of a surrogate pair") from error
+        raise invalid(f"JSON Value: {printed(text)} is not Unicode: half of a surrogate pair") from error
 
 
-_LEAVES: dict[str, Callable[[Any, DType], Any]] = {"f": _float, "i": _int, "u": _int, "b": _bool, "O": _string}
+_LEAVES: dict[str, Callable[[Any, DType], Any]] = {"f": to_float, "i": _int, "u": _int, "b": _bool, "O": _string}
 
 
-def _decode_base64(value: dict[str, Any]) -> bytes:
-    if not _is_base64(value):
-        raise invalid(f"JSON Value: {_print(value)} not formatted correctly for base64 data")
+def decode_base64(value: dict[str, Any]) -> bytes:
+    """The bytes in `{"b64": "..."}`.
+
+    Raises:
+        RequestError: It is something else, or no base64.
+    """
+    if not is_base64(value):
+        raise invalid(f"JSON Value: {printed(value)} not formatted correctly for base64 data")
     text = value["b64"]
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)  # padding may be left out
@@ -261,14 +312,20 @@ def _decode_base64(value: dict[str, Any]) -> bytes:
 
 
 def _type_error(value: Any, dtype: DType) -> RequestError:
-    return invalid(f"JSON Value: {_print(value)} Type: {_TYPES[type(value)]} is not of expected type: {_name(dtype)}")
+    return invalid(f"JSON Value: {printed(value)} Type: {type_name(value)} is not of expected type: {_name(dtype)}")
 
 
 def _name(dtype: DType) -> str:
     return {"float32": "float", "float64": "double", "float16": "half", "object": "string"}.get(dtype.name, dtype.name)
 
 
-def _print(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """A JSON value's type as TensorFlow Serving's messages have it."""
+    return str(value) if isinstance(value, bool) else _TYPES[type(value)]
+
+
+def printed(value: Any) -> str:
+    """A JSON value for a message, cut where it is long."""
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 200 else text[:200] + "..."
 
@@ -305,8 +362,11 @@ def _batch_size(outputs: Mapping[str, Array]) -> int:
 
 def _values(name: str, array: Array) -> Any:
     """Nested lists of what `json` writes."""
-    if array.dtype.kind == "f" and array.dtype != np.float64:
-        return _nest(array, lambda value: float(str(value)))  # the shortest digits that mean this float32, as 0.1
+    if array.dtype.kind not in "fiubO":
+        dtype = tensors.dtype_name(tf.as_dtype(array.dtype).as_datatype_enum)
+        raise invalid(f"Failed to write JSON value for tensor type: {dtype}")
+    if array.dtype in (np.float32, np.float16):
+        return shortest(array).tolist()
     if array.dtype.kind != "O":
         return array.tolist()
     if name.endswith("_bytes"):
@@ -317,6 +377,26 @@ def _values(name: str, array: Array) -> Any:
         raise invalid(
             f"output {name} holds bytes that are not UTF-8: JSON can carry it if its name ends in _bytes"
         ) from error
+
+
+def shortest(values: Array) -> Array:
+    """The float64 with the fewest digits that each float32 (or float16) reads back from, as 0.1 for float32(0.1)."""
+    exact, precision = values.astype(np.float64), np.finfo(values.dtype).precision
+    found, left = exact.copy(), np.isfinite(exact) & (exact != 0)
+    # NumPy alone knows them all, but slowly: float32 of usual size are found by rounding to ever more digits.
+    usual = left & (np.abs(exact) > 1e-5) & (np.abs(exact) < 1e12) & (values.dtype == np.float32)
+    with np.errstate(all="ignore"):
+        exponents = np.floor(np.log10(np.abs(exact)))
+        for digits in range(precision, precision + 4):
+            # A whole number over (or times) a power of ten to 1e22, all exact: the quotient is the decimal's own float.
+            scale = 10.0 ** np.abs(digits - 1 - exponents)
+            up = digits - 1 >= exponents
+            decimals = np.where(up, np.round(exact * scale) / scale, np.round(exact / scale) * scale)
+            fits = usual & left & (decimals.astype(values.dtype) == values)
+            found[fits] = decimals[fits]
+            left &= ~fits
+    found[left] = [float(str(value)) for value in values[left]]
+    return found
 
 
 def _nest(array: Array, convert: Callable[[Any], Any]) -> Any:

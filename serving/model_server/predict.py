@@ -5,27 +5,34 @@ Checks, their order and their wording follow TensorFlow Serving, so that a clien
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
+import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError, EncodeError
-from tensorflow_serving.apis import predict_pb2
+from tensorflow_serving.apis import model_pb2, predict_pb2
 
 from serving import tensors
 from serving.model_server.errors import RequestError, from_tensorflow, invalid
-from serving.model_server.models import DEFAULT_SIGNATURE, Servable, Signature
+from serving.model_server.metrics import Call
+from serving.model_server.servable import DEFAULT_SIGNATURE, Servable, Signature
 
+Array = np.ndarray[Any, Any]
+
+_QUOTED_BYTES = 20_000  # of a message; it may quote 100 MB, and is cut further
 _STRING_BYTES = 24  # what one string takes in a tensor, before its content
 
 
-def predict(servable: Servable, request: Any) -> Any:
+def predict(servable: Servable, request: Any, call: Call) -> Any:
     """Answers a PredictRequest from a loaded model.
 
     Args:
         servable: The version that the request's ModelSpec asks for.
         request: tensorflow.serving.PredictRequest.
+        call: Takes the time the model needed.
 
     Returns:
         tensorflow.serving.PredictResponse, with the outputs of `output_filter`, or all.
@@ -40,21 +47,46 @@ def predict(servable: Servable, request: Any) -> Any:
         name: _tensor(request.inputs[name], name, position, spec)
         for position, (name, spec) in enumerate(signature.inputs.items())
     }
+    outputs = run(signature, inputs, call)
+    response = predict_pb2.PredictResponse(model_spec=answering_spec(servable, request.model_spec))
+    for name in wanted:
+        _put(response.outputs[name], name, outputs[name])
+    return response
+
+
+def run(signature: Signature, inputs: Mapping[str, tf.Tensor], call: Call) -> dict[str, Array]:
+    """What the model answers, by output name, to tensors of the dtypes of the signature's inputs.
+
+    Raises:
+        RequestError: A shape does not fit, the model refused the values, or an output is no dense tensor.
+    """
+    for name, tensor in inputs.items():
+        _check_shape(name, tensor.shape, signature.inputs[name])
+    started = time.perf_counter()
     try:
         outputs = signature.call(**inputs)
+        return {name: _array(name, outputs[name]) for name in signature.outputs}
     except tf.errors.OpError as error:
         raise from_tensorflow(error.error_code, error.message) from error
     except UnicodeDecodeError as error:
         # TensorFlow's bindings cannot raise a message that quotes bytes of the request, and the code is lost with it.
-        quoted = error.object.decode(errors="backslashreplace")
+        quoted = error.object[:_QUOTED_BYTES].decode(errors="backslashreplace")
         raise from_tensorflow(tf.errors.INVALID_ARGUMENT, quoted) from error
-    response = predict_pb2.PredictResponse()
-    response.model_spec.name = servable.name
-    response.model_spec.version.value = servable.version
-    response.model_spec.signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    for name in wanted:
-        _put(response.outputs[name], name, outputs[name])
-    return response
+    finally:
+        call.runtime_seconds += time.perf_counter() - started
+
+
+def _array(name: str, output: Any) -> Array:
+    if not isinstance(output, tf.Tensor):
+        raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"output {name} cannot be sent: it is ragged or sparse")
+    return np.asarray(output.numpy(), output.dtype.as_numpy_dtype)  # `numpy()` makes a bare value of rank 0
+
+
+def answering_spec(servable: Servable, asked: Any) -> Any:
+    """The ModelSpec of a response: which model, version and signature answered."""
+    spec = model_pb2.ModelSpec(name=servable.name, signature_name=asked.signature_name or DEFAULT_SIGNATURE)
+    spec.version.value = servable.version
+    return spec
 
 
 def _check_names(inputs: Mapping[str, Any], signature: Signature) -> None:
@@ -89,23 +121,27 @@ def _wanted(output_filter: Sequence[str], signature: Signature) -> Sequence[str]
 def _tensor(proto: Any, name: str, position: int, spec: tf.TensorSpec) -> tf.Tensor:
     if proto.dtype != spec.dtype.as_datatype_enum:
         raise invalid(
-            f"Expects arg[{position}] to be {spec.dtype.name} but {tensors.dtype_name(proto.dtype)} is provided "
-            f"(input {name})"
+            f"Expects arg[{position}] to be {tensors.dtype_name(spec.dtype.as_datatype_enum)} but "
+            f"{tensors.dtype_name(proto.dtype)} is provided (input {name})"
         )
     try:
         count = tensors.element_count(proto)
     except ValueError as error:
         raise invalid(f"tensor parsing error: {name}: {error}") from error
     shape = tf.TensorShape([dimension.size for dimension in proto.tensor_shape.dim])
-    if not spec.shape.is_compatible_with(shape):
-        raise invalid(f"input {name} has incompatible shape {_print(shape)}: expected {_print(spec.shape)}")
+    _check_shape(name, shape, spec)  # before a large tensor is made
     # One value may stand for a whole tensor, so that a few bytes could ask for all the memory there is.
     if _bytes_in_memory(proto, count, spec.dtype) > tensors.MAX_MESSAGE_BYTES:
-        raise invalid(f"input {name} of shape {_print(shape)} is larger than {tensors.MAX_MESSAGE_BYTES} bytes")
+        raise invalid(f"input {name} of shape {printed(shape)} is larger than {tensors.MAX_MESSAGE_BYTES} bytes")
     try:
         return tf.io.parse_tensor(proto.SerializeToString(), spec.dtype)
     except (tf.errors.OpError, DecodeError, EncodeError) as error:
         raise invalid(f"tensor parsing error: {name}") from error
+
+
+def _check_shape(name: str, shape: tf.TensorShape, spec: tf.TensorSpec) -> None:
+    if not spec.shape.is_compatible_with(shape):
+        raise invalid(f"input {name} has incompatible shape {printed(shape)}: expected {printed(spec.shape)}")
 
 
 def _bytes_in_memory(proto: Any, count: int, dtype: tf.DType) -> int:
@@ -117,14 +153,15 @@ def _bytes_in_memory(proto: Any, count: int, dtype: tf.DType) -> int:
     return count * _STRING_BYTES + repeated
 
 
-def _print(shape: tf.TensorShape) -> str:
+def printed(shape: tf.TensorShape) -> str:
+    """A shape as TensorFlow Serving prints it: `[-1,2]`."""
     if shape.rank is None:
         return "[?]"
     return f"[{','.join('-1' if size is None else str(size) for size in shape.as_list())}]"
 
 
-def _put(proto: Any, name: str, output: Any) -> None:
+def _put(proto: Any, name: str, output: Array) -> None:
     try:
-        tensors.fill(proto, output.numpy())
-    except (ValueError, AttributeError) as error:  # a ragged or sparse output has no array
+        tensors.fill(proto, output)
+    except ValueError as error:  # a quantized type
         raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"output {name} cannot be sent: {error}") from error

@@ -1,43 +1,67 @@
-"""TensorFlow Serving's REST API: routes, and a small threaded HTTP server that carries them.
+"""TensorFlow Serving's REST API on Starlette and uvicorn: routes, guards, health and metrics.
 
-`respond` holds the whole behaviour and knows nothing of sockets, so that another HTTP server can carry it.
+`respond` holds the behaviour of `/v1/...` and knows nothing of sockets. It runs in threads, for it waits for the model.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import logging
 import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+import tensorflow as tf
+import uvicorn
 from google.protobuf import json_format
-from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+from tensorflow_serving.apis import classification_pb2, get_model_metadata_pb2, model_pb2, regression_pb2
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serving import tensors
-from serving.model_server import json_tensors
-from serving.model_server.errors import RequestError, invalid
-from serving.model_server.grpc_service import model_metadata, model_status
+from serving.model_server import json_examples, json_tensors
+from serving.model_server.configuration import Monitoring
+from serving.model_server.errors import RequestError, as_request_error, invalid
+from serving.model_server.grpc_models import model_status
+from serving.model_server.grpc_service import model_metadata, serve
+from serving.model_server.inference import classify, regress
+from serving.model_server.metrics import Call, Metrics
 from serving.model_server.models import Models
-from serving.model_server.predict import predict
+from serving.model_server.predict import run
+from serving.model_server.servable import Servable
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-_SLOWEST_SECONDS = 30  # a client that sends nothing for so long is let go
+MAX_HELD_BYTES = 512 * 1024 * 1024  # of all bodies together
+SLOWEST_SECONDS = 60.0  # a client that has not sent its request in so long is let go
+_THREADS = 16
+_MOST_CONNECTIONS = 512
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+_T = TypeVar("_T")
 
 _CHOICE = r"(?:/(?:versions/(?P<version>\d+)|labels/(?P<label>[^/:]+)))?"
-_PREDICT = re.compile(rf"/v1/models/(?P<name>[^/:]+){_CHOICE}:predict", re.IGNORECASE)
+_RUN = re.compile(rf"/v1/models/(?P<name>[^/:]+){_CHOICE}:(?P<api>predict|classify|regress)", re.IGNORECASE)
 _MODEL = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_CHOICE}(?P<metadata>/metadata)?", re.IGNORECASE)
 
-_logger = logging.getLogger(__name__)
 
-
-def respond(models: Models, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+def respond(models: Models, metrics: Metrics, method: str, path: str, body: bytes) -> tuple[int, bytes]:
     """Answers one HTTP request.
 
     Args:
         models: What is served.
+        metrics: Observes the request.
         method: `GET` or `POST`.
         path: Of the URL, without the query.
         body: Of the request.
@@ -46,34 +70,28 @@ def respond(models: Models, method: str, path: str, body: bytes) -> tuple[int, b
         HTTP status, and the response's body, which is JSON.
     """
     try:
-        return HTTPStatus.OK.value, _route(models, method, path, body)
-    except RequestError as error:
-        failure = error
+        return HTTPStatus.OK.value, _route(models, metrics, method, path, body)
     except Exception as error:
-        _logger.exception("a request failed")
-        failure = RequestError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
-    return failure.http_status, error_body(failure.message)
+        failure = as_request_error(error)
+    return failure.http_status, json.dumps({"error": failure.message}).encode()
 
 
-def error_body(message: str) -> bytes:
-    """The body of every answer that is not a success."""
-    return json.dumps({"error": message}).encode()
-
-
-def _route(models: Models, method: str, path: str, body: bytes) -> bytes:
+def _route(models: Models, metrics: Metrics, method: str, path: str, body: bytes) -> bytes:
     if not path.lower().startswith("/v1/"):
         raise RequestError(grpc.StatusCode.NOT_FOUND, f"Not found: {path}")
-    if method == "POST" and (match := _PREDICT.fullmatch(path)):
-        return _predict(models, _spec(match), body)
+    if method == "POST" and (match := _RUN.fullmatch(path)):
+        api, work = _APIS[match["api"].lower()]
+        return bytes(serve(models, metrics.call(api, "REST"), _spec(match), body, work))
     if method == "GET" and (match := _MODEL.fullmatch(path)):
         if not match["name"]:
             raise invalid("Missing model name in request.")
-        return _metadata(models, _spec(match)) if match["metadata"] else _status(models, _spec(match))
+        spec = _spec(match)
+        return _metadata(models, spec) if match["metadata"] else _json(_fields(model_status(models, spec)))
     raise invalid(f"Malformed request: {method} {path}")
 
 
 def _spec(match: re.Match[str]) -> Any:
-    spec = model_pb2.ModelSpec(name=match["name"])
+    spec = model_pb2.ModelSpec(name=json_tensors.utf8(match["name"]))
     if match["version"]:
         if len(match["version"]) > 19 or int(match["version"]) >= 2**63:
             raise invalid(f"Failed to convert version: {match['version'][:40]} to numeric.")
@@ -83,27 +101,40 @@ def _spec(match: re.Match[str]) -> Any:
     return spec
 
 
-def _predict(models: Models, spec: Any, body: bytes) -> bytes:
-    servable = models.find(spec)
+def _predict(servable: Servable, body: bytes, call: Call) -> bytes:
     content = json_tensors.parse(body)
     name = json_tensors.signature_name(content)
-    request = predict_pb2.PredictRequest(model_spec=spec)
-    request.model_spec.signature_name = name
     try:
         signature = servable.signature(name)
     except RequestError as error:  # Serving's REST API has words and a code of its own for this
         raise invalid(f'Serving signature name: "{name}" not found in signature def') from error
     arrays, as_rows = json_tensors.read(content, signature.inputs)
-    for key, array in arrays.items():
-        tensors.fill(request.inputs[key], array)
-    response = predict(servable, request)
-    return json_tensors.write(
-        {key: tensors.to_array(response.outputs[key]) for key in sorted(response.outputs)}, as_rows
+    inputs = {key: tf.constant(array, signature.inputs[key].dtype) for key, array in arrays.items()}
+    return json_tensors.write(run(signature, inputs, call), as_rows)
+
+
+def _classify(servable: Servable, body: bytes, call: Call) -> bytes:
+    return json_examples.write_classes(
+        classify(servable, _examples(classification_pb2.ClassificationRequest, body), call)
     )
 
 
-def _status(models: Models, spec: Any) -> bytes:
-    return _json(model_status(models, spec))
+def _regress(servable: Servable, body: bytes, call: Call) -> bytes:
+    request = _examples(regression_pb2.RegressionRequest, body)
+    return json_examples.write_values(regress(servable, request, call))
+
+
+def _examples(request: Callable[..., Any], body: bytes) -> Any:
+    content = json_tensors.parse(body)
+    spec = model_pb2.ModelSpec(signature_name=json_tensors.signature_name(content))
+    return request(model_spec=spec, input=json_examples.read(content))
+
+
+_APIS: dict[str, tuple[str, Callable[[Servable, bytes, Call], bytes]]] = {
+    "predict": ("Predict", _predict),
+    "classify": ("Classify", _classify),
+    "regress": ("Regress", _regress),
+}
 
 
 def _metadata(models: Models, spec: Any) -> bytes:
@@ -111,89 +142,164 @@ def _metadata(models: Models, spec: Any) -> bytes:
     response = model_metadata(models, request)
     signatures = get_model_metadata_pb2.SignatureDefMap()
     response.metadata["signature_def"].Unpack(signatures)
-    content = {
-        "model_spec": _fields(response.model_spec) | {"signature_name": ""},
-        "metadata": {"signature_def": _fields(signatures)},
-    }
+    spec = _fields(response.model_spec) | {"signature_name": ""}
+    return _json({"model_spec": spec, "metadata": {"signature_def": _fields(signatures)}})
+
+
+def _json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
-def _json(message: Any) -> bytes:
-    return json.dumps(_fields(message), indent=1).encode()
+def _fields(message: Any) -> Any:
+    return json_format.MessageToDict(message, including_default_value_fields=True, preserving_proto_field_name=True)
 
 
-def _fields(message: Any) -> dict[str, Any]:
-    return dict(
-        json_format.MessageToDict(message, including_default_value_fields=True, preserving_proto_field_name=True)
-    )
+def application(models: Models, metrics: Metrics, monitoring: Monitoring, timeout_seconds: float = 30.0) -> Starlette:
+    """The ASGI application: `/v1/...`, `/healthz`, `/readyz` and, if enabled, the metrics.
+
+    Args:
+        models: What is served.
+        metrics: Observes the requests, and is what the page of metrics shows.
+        monitoring: Whether and where it shows them.
+        timeout_seconds: A request that is not answered in so long after it came is answered DEADLINE_EXCEEDED.
+    """
+
+    async def alive(_: Request) -> Response:
+        return JSONResponse({"alive": True})
+
+    async def ready(_: Request) -> Response:
+        status = HTTPStatus.OK if models.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return JSONResponse({"ready": status is HTTPStatus.OK, "waiting_for": models.waiting}, status)
+
+    async def page(_: Request) -> Response:
+        return Response(metrics.page(), media_type="text/plain")
+
+    @asynccontextmanager
+    async def threads(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="rest")
+        yield {"pool": pool}
+        pool.shutdown(wait=False, cancel_futures=True)
+
+    routes = [Route("/healthz", alive), Route("/readyz", ready)]
+    if monitoring.enable:
+        routes.append(Route(monitoring.path, page))
+    routes.append(Route("/{path:path}", _Answering(models, metrics, timeout_seconds).answer, methods=_METHODS))
+    return Starlette(routes=routes, lifespan=threads, exception_handlers={HTTPException: _refuse})
 
 
-class HttpServer(ThreadingHTTPServer):
-    """A thread a connection; enough beside gRPC for trying things out and for tools."""
+class _Answering:
+    """Receives a body within its limits, and has a thread answer it."""
 
-    daemon_threads = True
-    request_queue_size = 128
+    def __init__(self, models: Models, metrics: Metrics, timeout_seconds: float) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._timeout_seconds = timeout_seconds
+        self._held_bytes = 0
 
-    def __init__(self, address: tuple[str, int], models: Models) -> None:
-        super().__init__(address, _Handler)
-        self.models = models
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no event."""
-        _logger.debug("connection of %s ended", client_address, exc_info=True)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: HttpServer
-    protocol_version = "HTTP/1.1"
-    server_version = "shortlist"
-    sys_version = ""
-    timeout = _SLOWEST_SECONDS
-    wbufsize = -1  # headers and body leave in one packet
-    disable_nagle_algorithm = True
-
-    def do_GET(self) -> None:
-        self._respond()
-
-    def do_POST(self) -> None:
-        self._respond()
-
-    def _respond(self) -> None:
+    async def answer(self, request: Request) -> Response:
+        body = bytearray()
         try:
-            body = self._body()
-        except RequestError as error:
-            self._send(error.http_status, error_body(error.message), keep=False)
-            return
-        if body is None:
-            message = f"the body may have at most {MAX_BODY_BYTES} bytes: send smaller batches"
-            self._send(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, error_body(message), keep=False)
-            return
-        self._send(*respond(self.server.models, self.command, self.path.partition("?")[0], body))
+            await _within(SLOWEST_SECONDS, self._receive(request, body), HTTPStatus.REQUEST_TIMEOUT)
+            arguments = (self._models, self._metrics, request.method, request.url.path, bytes(body))
+            work = asyncio.get_running_loop().run_in_executor(request.state.pool, respond, *arguments)
+            status, content = await _within(self._timeout_seconds, work, HTTPStatus.GATEWAY_TIMEOUT)
+            return Response(content, status, media_type="application/json")
+        except ClientDisconnect as error:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "the client left") from error
+        finally:
+            self._held_bytes -= len(body)
 
-    def _body(self) -> bytes | None:
-        """The body; None if it is too large to read."""
-        if "Transfer-Encoding" in self.headers:
-            raise invalid("a body needs a Content-Length: chunks are not understood")
-        length = self.headers.get("Content-Length", "0")
-        if not (length.isascii() and length.isdigit()) or len(length) > 19:
-            raise invalid(f"Content-Length must be a whole number, got {length[:40]!r}")
-        return self.rfile.read(int(length)) if int(length) <= MAX_BODY_BYTES else None
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        too_large = HTTPException(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the body may have at most {MAX_BODY_BYTES} bytes: send smaller batches",
+        )
+        if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:  # that it is a number, h11 has seen to
+            raise too_large
+        async for chunk in request.stream():
+            body += chunk
+            self._held_bytes += len(chunk)
+            if len(body) > MAX_BODY_BYTES:
+                raise too_large
+            if self._held_bytes > MAX_HELD_BYTES:
+                raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests at once: try again")
 
-    def _send(self, status: int, body: bytes, keep: bool = True) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        if not keep:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-        self.wfile.flush()
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What `http.server` refuses before it reaches us; in JSON like everything else."""
-        self.request_version = self.protocol_version  # where it read none it would leave out the headers
-        self._send(code, error_body(message or explain or HTTPStatus(code).phrase), keep=False)
+async def _within(seconds: float, work: Awaitable[_T], status: HTTPStatus) -> _T:
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError as error:
+        raise HTTPException(status, f"it took longer than {seconds:g} s") from error
 
-    def log_message(self, format: str, *args: Any) -> None:
-        _logger.debug(format, *args)
+
+async def _refuse(_: Request, error: Any) -> Response:
+    return JSONResponse({"error": error.detail}, error.status_code, {"Connection": "close"})
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, which also lets go of clients whose headers do not arrive in time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._let_go_at(self.loop.time() + SLOWEST_SECONDS)
+
+    def data_received(self, data: bytes) -> None:
+        timer = self.timeout_keep_alive_task
+        super().data_received(data)
+        if timer and self.timeout_keep_alive_task is None and (not self.cycle or self.cycle.response_complete):
+            self._let_go_at(timer.when())
+
+    def _let_go_at(self, when: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_at(when, self.timeout_keep_alive_handler)
+
+
+class HttpServer:
+    """uvicorn in a thread of its own.
+
+    Args:
+        application: What answers.
+        host: The address to listen on.
+        port: 0 takes a free one.
+        tls: Speak HTTPS; None: HTTP.
+
+    Attributes:
+        port: The one it listens on.
+
+    Raises:
+        OSError: The port is taken, or not ours.
+    """
+
+    def __init__(self, application: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it; 40 ms otherwise
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            application,
+            http=_Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_keep_alive=int(SLOWEST_SECONDS),
+        )
+        config.load()
+        config.ssl = tls
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True, name="rest")
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.01)
+
+    def stop(self, drain_seconds: float) -> None:
+        """Takes no new requests, and ends once those it has are answered, or the time is over."""
+        self._server.config.timeout_graceful_shutdown = drain_seconds  # type: ignore[assignment]  # floats do as well
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(drain_seconds + 1)
+        self._socket.close()

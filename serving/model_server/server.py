@@ -1,4 +1,4 @@
-"""Start and stop: models, gRPC and REST in one object.
+"""Start and stop: models, gRPC, REST, health and reflection in one object.
 
 with start("served", port=8500, rest_port=8501) as server:
     server.wait()
@@ -6,94 +6,143 @@ with start("served", port=8500, rest_port=8501) as server:
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
+import signal
+import sys
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 import grpc
 import tensorflow as tf
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from starlette.types import ASGIApp
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
-from serving.model_server.grpc_service import SERVICES, ModelService, PredictionService
+from serving.model_server import configuration, security
+from serving.model_server.configuration import BatchingParameters, ModelSource, Monitoring, Tls
+from serving.model_server.errors import RequestError
+from serving.model_server.grpc_models import ModelService
+from serving.model_server.grpc_service import SERVICES, PredictionService
+from serving.model_server.metrics import Metrics
 from serving.model_server.models import Models
-from serving.model_server.rest import HttpServer
+from serving.model_server.options import Options
+from serving.model_server.rest import HttpServer, application
 from serving.tensors import MAX_MESSAGE_BYTES
 from transform.contract import ContractError
 
-_THREADS = 16
-_DRAIN_SECONDS = 5.0
+_WAITING = 16  # calls that may wait, for each that is answered
+_DRAIN_SECONDS = 20.0
+_GRACE_SECONDS = 0.5
+_LOOK_SECONDS = 0.25  # how often health follows what is loaded
 
 _logger = logging.getLogger(__name__)
 
 
 class Server:
-    """A running server; `start` makes it.
+    """Loads the models and serves them; it answers once it is constructed.
+
+    Args:
+        options: What to serve, where and how.
 
     Attributes:
         models: What it serves.
         host: The address it listens on.
         port: Of gRPC.
         rest_port: Of REST.
+
+    Raises:
+        ContractError: A file of the options is missing or wrong, or a port is taken.
     """
 
-    def __init__(self, models: Models, host: str, port: int, rest_port: int, poll_seconds: float) -> None:
-        self.models = models
-        self.host = host
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self.host = options.host
+        token = options.token()
+        tls = configuration.read_ssl(options.ssl_config_file) if options.ssl_config_file else None
+        context = security.http_context(tls) if tls else None  # before gRPC, which would say less about a bad key
+        if token and not tls and not self.host.startswith("127."):
+            _logger.warning("the token travels in clear: add --ssl_config_file, or listen on 127.0.0.1 only")
+        file = options.monitoring_config_file
+        monitoring = configuration.read_monitoring(file) if file else Monitoring()
+        self.models = _models(options)
+        self._metrics = Metrics()
         self._health = health.HealthServicer()
-        self._grpc = self._grpc_server()
-        self.port = _bind(self._grpc, host, port)
+        self._healthy: bool | None = None
+        self._grpc = self._grpc_server(token)
+        self.port = _bind(self._grpc, self.host, options.port, tls)
+        app: ASGIApp = application(self.models, self._metrics, monitoring, options.rest_api_timeout_in_ms / 1000)
+        if token:
+            app = security.TokenMiddleware(app, token)
         try:
-            self._http = HttpServer((host, rest_port), models)
+            self._http = HttpServer(app, self.host, options.rest_api_port, context)
         except OSError as error:
             self._grpc.stop(0)
-            raise _cannot_listen(host, rest_port, "--rest_api_port") from error
-        self.rest_port: int = self._http.server_address[1]
+            raise _cannot_listen(self.host, options.rest_api_port, "--rest_api_port") from error
+        self.rest_port = self._http.port
+        self._start()
+
+    def _start(self) -> None:
         self._stopping = threading.Event()
         self._stopped = threading.Event()
         self._report_health()
         self._grpc.start()
-        self._threads = [threading.Thread(target=self._http.serve_forever, args=(0.1,), daemon=True, name="rest")]
-        if poll_seconds > 0:
-            self._threads.append(threading.Thread(target=self._poll, args=(poll_seconds,), daemon=True, name="poll"))
-        for thread in self._threads:
-            thread.start()
+        self._http.start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="watch")
+        self._watcher.start()
 
     @property
     def target(self) -> str:
         """`host:port` of gRPC, for a client."""
         return f"{self.host}:{self.port}"
 
-    def _grpc_server(self) -> grpc.Server:
-        limits = [
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ]
-        # Without the last option two servers could share a port, and a client would reach either.
-        server = grpc.server(ThreadPoolExecutor(_THREADS), options=[*limits, ("grpc.so_reuseport", 0)])
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self.models), server)
+    def _grpc_server(self, token: str) -> grpc.Server:
+        threads = self._options.grpc_max_threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
+        server = grpc.server(
+            self._pool,
+            interceptors=[security.TokenInterceptor(token)] if token else [],
+            maximum_concurrent_rpcs=threads * (1 + _WAITING),
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),  # else two servers could share a port, and a client would reach either
+            ],
+        )
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+            PredictionService(self.models, self._metrics), server
+        )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.models), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
-    def _poll(self, seconds: float) -> None:
-        while not self._stopping.wait(seconds):
-            self._look()
-
-    def _look(self) -> None:
-        try:
-            self.models.refresh()
+    def _watch(self) -> None:
+        """Looks for versions and at the configuration when it is time to, and keeps health up to date."""
+        options = self._options
+        due = [
+            _Due(self.models.refresh, options.file_system_poll_wait_seconds),
+            _Due(self._reload, options.model_config_file_poll_wait_seconds if options.model_config_file else 0.0),
+        ]
+        while not self._stopping.wait(_LOOK_SECONDS):
+            for work in due:
+                work.run_if_due()
             self._report_health()
-        except Exception:  # the poller must outlive whatever a storage system raises
-            _logger.exception("looking for new versions failed; the loaded ones keep serving")
+
+    def _reload(self) -> None:
+        self.models.reload(configuration.models_config(self._options.model_config_file))
 
     def _report_health(self) -> None:
-        status = (
-            health_pb2.HealthCheckResponse.SERVING if self.models.ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for service in ("", *SERVICES):
-            self._health.set(service, status)
+        if self._healthy is not self.models.ready:  # watchers are told of every call, changed or not
+            self._healthy = self.models.ready
+            states = health_pb2.HealthCheckResponse
+            for service in ("", *SERVICES):
+                self._health.set(service, states.SERVING if self._healthy else states.NOT_SERVING)
 
     def wait(self) -> None:
         """Blocks until `stop` is called."""
@@ -105,11 +154,15 @@ class Server:
             return
         self._stopping.set()
         self._health.enter_graceful_shutdown()
-        self._grpc.stop(_DRAIN_SECONDS).wait()
-        self._http.shutdown()
-        self._http.server_close()
-        for thread in self._threads:
-            thread.join(_DRAIN_SECONDS)
+        answered = self._grpc.stop(_DRAIN_SECONDS)  # refuses from now on; REST drains meanwhile
+        self._http.stop(_DRAIN_SECONDS)
+        if not answered.wait(_GRACE_SECONDS):  # who watches health, which takes no thread, does not leave
+            busy = threading.Thread(target=self._pool.shutdown, daemon=True)
+            busy.start()
+            busy.join(_DRAIN_SECONDS)
+            self._grpc.stop(_GRACE_SECONDS).wait()
+        self._watcher.join(_DRAIN_SECONDS)
+        self.models.close()
         self._stopped.set()
 
     def __enter__(self) -> Server:
@@ -121,6 +174,26 @@ class Server:
         self.stop()
 
 
+class _Due:
+    """Work that is repeated; 0 seconds: never."""
+
+    def __init__(self, work: Callable[[], None], seconds: float) -> None:
+        self._work = work
+        self._seconds = seconds
+        self._at = time.monotonic() + seconds
+
+    def run_if_due(self) -> None:
+        if not self._seconds or time.monotonic() < self._at:
+            return
+        try:
+            self._work()
+        except (ContractError, RequestError) as error:
+            _logger.error("the configuration is not taken over, the last one keeps serving: %s", error)
+        except Exception:  # the watcher must outlive whatever a storage system raises
+            _logger.exception("looking for changes failed; what is loaded keeps serving")
+        self._at = time.monotonic() + self._seconds
+
+
 def start(
     models_dir: str,
     port: int = 0,
@@ -129,13 +202,13 @@ def start(
     poll_seconds: float = 1.0,
     latest: int = 1,
 ) -> Server:
-    """Loads the models of a folder and serves them.
+    """Serves the models of a folder: `Server` with the options that a program embedding it needs.
 
     Args:
         models_dir: Folder with `<name>/<version>/saved_model.pb`; anything `tf.io.gfile` reads.
         port: Of gRPC; 0 takes a free one.
         rest_port: Of REST; 0 takes a free one.
-        host: Address to listen on. There is no authentication, hence the local one.
+        host: Address to listen on.
         poll_seconds: How often to look for new versions; 0 never.
         latest: How many of the newest versions of each model to serve.
 
@@ -145,21 +218,73 @@ def start(
     Raises:
         ContractError: The folder does not exist, or a port is taken.
     """
-    if not tf.io.gfile.isdir(models_dir):
-        raise ContractError(
-            f"no folder of models at {models_dir}: expected <name>/<version>/saved_model.pb below it; "
-            "run the pipeline first, or give the folder it pushes to"
+    return Server(
+        Options(
+            models=models_dir,
+            port=port,
+            rest_api_port=rest_port,
+            host=host,
+            file_system_poll_wait_seconds=poll_seconds,
+            latest=latest,
         )
-    models = Models(models_dir, latest)
+    )
+
+
+def run(options: Options) -> None:
+    """Serves until SIGTERM or SIGINT, then drains and raises SystemExit with 0.
+
+    Raises:
+        ContractError: As `Server`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate)
+    # While a version is loaded or unloaded, requests wait less: neither for collections of what stays anyway (all that
+    # was imported), nor as long for their turn with Python's lock.
+    gc.freeze()
+    sys.setswitchinterval(0.001)
+    with Server(options) as server:
+        _logger.info("gRPC on %s, REST on %s:%d", server.target, server.host, server.rest_port)
+        server.wait()
+
+
+def _terminate(*_: object) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not end the draining
+    sys.exit(0)
+
+
+def _models(options: Options) -> Models:
+    batching = None
+    if options.enable_batching:
+        file = options.batching_parameters_file
+        batching = configuration.read_batching(file) if file else BatchingParameters()
+    models = Models(_sources(options), options.latest, batching)
     models.refresh()
     if not models.ready:
-        _logger.warning("not every model in %s could be loaded, or there is none yet", models_dir)
-    return Server(models, host, port, rest_port, poll_seconds)
+        _logger.warning("not every model could be loaded, or there is none yet")
+    return models
 
 
-def _bind(server: grpc.Server, host: str, port: int) -> int:
+def _sources(options: Options) -> str | tuple[ModelSource, ...]:
+    if options.model_config_file:
+        return configuration.read_models_config(options.model_config_file)
+    if path := options.model_base_path:
+        return (ModelSource(options.model_name, path if "://" in path else os.path.abspath(path)),)
+    if not tf.io.gfile.isdir(options.models):
+        raise ContractError(
+            f"no folder of models at {options.models}: expected <name>/<version>/saved_model.pb below it; "
+            "run the pipeline first, or give the folder it pushes to"
+        )
+    return options.models
+
+
+def _bind(server: grpc.Server, host: str, port: int, tls: Tls | None) -> int:
+    address = f"{host}:{port}"
     try:
-        return int(server.add_insecure_port(f"{host}:{port}"))
+        if tls:
+            return int(server.add_secure_port(address, security.grpc_credentials(tls)))
+        return int(server.add_insecure_port(address))
     except RuntimeError as error:
         raise _cannot_listen(host, port, "--port") from error
 

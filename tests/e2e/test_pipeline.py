@@ -193,7 +193,7 @@ def some_category(record: local_runner.Run) -> str:
     found = {
         key[0][1]: metrics[""][""]["auc"]["doubleValue"]
         for key, metrics in result.slicing_metrics
-        if key and key[0][0] == "primary_category"
+        if key and key[0][0] == "primary_category" and key[0][1]
     }
     return max(found, key=found.__getitem__)
 

@@ -151,7 +151,7 @@ def test_only_takes_models_of_the_configuration(refused):
 @pytest.mark.parametrize("command", [("recommend", "--user", "u1"), ("report",), ("serve",)])
 def test_without_a_run_the_way_to_one_is_shown(refused, command):
     error = refused(*command, "--runs", "none")
-    assert error.startswith("no run in none/ yet: start with `shortlist demo`")
+    assert error.startswith("no run.json below none: start with `shortlist demo`")
     assert not Path("none").exists()
 
 

@@ -26,6 +26,32 @@ def test_built_in_configurations_load(name):
     assert config.load(name).name == name
 
 
+CLIPS = """
+name: mine
+contract: microvideo
+clips: {frames: 8, size: 32}
+models:
+  video_classifier:
+    gates: [{metric: accuracy, at_least: 0.7}]
+"""
+
+
+def test_a_model_of_clips_needs_their_shape(tmp_path):
+    assert load(tmp_path, CLIPS).clips.frames == 8
+    with pytest.raises(ContractError, match="a model of clips needs to know their shape: add `clips:"):
+        load(tmp_path, CLIPS.replace("clips: {frames: 8, size: 32}\n", ""))
+
+
+def test_gates_name_what_is_measured_of_the_model(tmp_path):
+    with pytest.raises(ContractError, match="video_classifier: unknown metric 'auc': expected one of accuracy"):
+        load(tmp_path, CLIPS.replace("accuracy", "auc"))
+
+
+def test_unknown_clip_settings_are_refused_with_a_hint(tmp_path):
+    with pytest.raises(ContractError, match=r"clips.frame: unknown key \(did you mean 'frames'\?\)"):
+        load(tmp_path, CLIPS.replace("frames: 8", "frame: 8"))
+
+
 def test_gate_values_arrive(tmp_path):
     gate = load(tmp_path, GOOD).models["ranker"].gates[0]
     assert (gate.metric, gate.at_least, gate.change, gate.slices) == ("auc", 0.7, 0.01, ())

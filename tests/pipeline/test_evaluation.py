@@ -59,7 +59,8 @@ def test_a_gate_may_name_one_value_of_a_feature():
 def test_slices_are_the_contracts_and_the_configurations_without_repetition():
     config = configured(Gate(metric="auc", at_least=0.6, slices=("user_novelty",)), slices=("primary_category",))
     keys = [list(spec.feature_keys) for spec in config.slicing_specs]
-    assert keys == [[], ["user_novelty"], ["video_novelty"], ["history_length"], ["primary_category"]]
+    contracts_own = [["user_novelty"], ["video_novelty"], ["history_length"], ["modalities"]]
+    assert keys == [[], *contracts_own, ["primary_category"]]
 
 
 def test_label_and_user_key_come_from_the_contract():

@@ -4,7 +4,7 @@ from pipeline.judgement import judgement_key
 
 LAST = {
     "outcome": "pushed",
-    "inputs": "A",
+    "inputs_of": {"ranker": "A"},
     "judgements": {"ranker": "first"},
     "served_after": {"ranker": "2"},
 }
@@ -28,7 +28,7 @@ def test_the_first_run_has_a_key_of_its_own():
 
 def test_going_back_to_an_earlier_configuration_is_judged_again():
     # A pushed version 1, then B pushed 2: the last run is B's, and A is about to run.
-    assert key({**LAST, "inputs": "B"}) == "2 served at 7.000000"
+    assert key({**LAST, "inputs_of": {"ranker": "B"}}) == "2 served at 7.000000"
 
 
 def test_an_emptied_push_destination_is_judged_again():

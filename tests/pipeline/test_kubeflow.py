@@ -64,6 +64,17 @@ def test_every_step_waits_for_what_it_needs(job):
     assert "ExampleValidator" in tasks["AnomalyGate"]["dependentTasks"]
 
 
+def test_a_run_with_clips_compiles_and_embeds_what_was_pushed_before_impressions():
+    job = kubeflow.compile_spec(
+        config.load("demo"), "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1"
+    )
+    tasks = job["pipelineSpec"]["root"]["dag"]["tasks"]
+    assert set(kubeflow.executors(job).values()) == {"container"}
+    assert {"ClipExampleGen", "Pusher.video_classifier"} <= set(tasks["ContentEmbedder"]["dependentTasks"])
+    assert "ContentEmbedder" in tasks["ImpressionExampleGen"]["dependentTasks"]
+    assert "lifecycle" not in json.dumps(job)
+
+
 def test_kubeflow_sdk_loads_the_spec(job, tmp_path):
     from kfp.components import load_component_from_text
 

@@ -1,5 +1,7 @@
 """The client: against our server, and against servers that misbehave."""
 
+import asyncio
+import inspect
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,9 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from serving import client as clients
 from serving.client import (
+    AsyncClient,
     Client,
     DeadlineExceeded,
     InvalidRequest,
@@ -33,6 +37,9 @@ features:
   - {name: clicked, kind: number, role: label, source: interactions.clicked, positive_above: 0.5, negative_below: 0.5}
 """
 )
+
+
+ONES = np.ones(2, np.float32)
 
 
 @contextmanager
@@ -247,3 +254,101 @@ def test_threads_share_a_client(client):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def ask_async(target, ask, **options):
+    """What `ask(client)`, a coroutine, gives."""
+
+    async def run():
+        async with AsyncClient(target, **options) as connected:
+            return await ask(connected)
+
+    return asyncio.run(run())
+
+
+def test_the_async_client_answers_what_the_blocking_one_does(server, client):
+    rows = [{"x": float(x)} for x in range(10)]
+    asked = {"version": 1, "output_filter": ["score"], "batch_size": 3}
+
+    async def ask(connected):
+        await connected.wait_until_ready("scaler", 10)
+        scored = await asyncio.gather(*[connected.predict("scaler", rows[n:], CONTRACT, **asked) for n in range(8)])
+        return scored, await connected.status("scaler"), await connected.predict_tensors("scaler", {"x": ONES}, "one")
+
+    scored, statuses, tensors = ask_async(server.target, ask)
+    for n in range(8):
+        assert scored[n]["score"].tolist() == client.predict("scaler", rows[n:], CONTRACT, **asked)["score"].tolist()
+    assert statuses == client.status("scaler")
+    assert tensors["y"].tolist() == [3.0, 3.0]
+
+
+def test_the_async_client_fails_with_the_same_errors(server):
+    with pytest.raises(ModelNotFound, match=r"Could not find any versions of model nobody .*check the model's name"):
+        ask_async(server.target, lambda connected: connected.status("nobody"))
+    with pytest.raises(ContractError, match="row 0, feature 'x'"):
+        ask_async(server.target, lambda connected: connected.predict("scaler", [{"x": "1"}], CONTRACT))
+    with pytest.raises(Unavailable, match="not ready after 1 s"):
+        ask_async("127.0.0.1:1", lambda connected: connected.wait_until_ready("scaler", 1))
+
+
+def test_the_async_client_retries_unavailable_only():
+    def behave(call, context):
+        if call < 3:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
+        if call > 3:
+            context.abort(grpc.StatusCode.INTERNAL, "broken")
+
+    with misbehaving(behave) as (target, calls):
+        assert ask_async(target, lambda connected: connected.predict_examples("m", [b""]))["score"].tolist() == [1.0]
+        with pytest.raises(ServingError, match="broken"):
+            ask_async(target, lambda connected: connected.predict_examples("m", [b""]))
+        assert len(calls) == 4
+
+
+def test_a_waiting_async_client_leaves_the_event_loop_free():
+    async def ask(connected):
+        slow = asyncio.create_task(connected.predict_examples("m", [b""]))
+        ticks = 0
+        while not slow.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        return ticks
+
+    with misbehaving(lambda *_: time.sleep(0.5)) as (target, _):
+        assert ask_async(target, ask) > 10
+
+
+def test_waits_double_and_differ_between_clients(monkeypatch):
+    slept = []
+    monkeypatch.setattr(clients.time, "sleep", slept.append)
+    busy = lambda _, context: context.abort(grpc.StatusCode.UNAVAILABLE, "busy")  # noqa: E731
+    with misbehaving(busy) as (target, _), Client(target, retries=4) as client:
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                client.predict_examples("m", [b""])
+    # 50 ms, 100 ms, ... of which up to half is left out
+    bounds = [(0.025, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.4)] * 3
+    assert all(least <= wait <= most for wait, (least, most) in zip(slept, bounds, strict=True))
+    assert len(set(slept)) == 12
+
+
+def test_label_token_and_metadata_are_passed_on():
+    headers = []
+    seen = lambda _, context: headers.append(dict(context.invocation_metadata()))  # noqa: E731
+    with misbehaving(seen) as (target, calls), Client(target, token="secret") as client:
+        client.predict_examples("m", [b""], version_label="canary", metadata=[("x-request-id", "7")])
+        client.predict_examples("m", [b""], version=3)
+    assert [call.model_spec.version_label for call in calls] == ["canary", ""]
+    assert calls[1].model_spec.version.value == 3
+    assert [header["authorization"] for header in headers] == ["Bearer secret"] * 2
+    assert [header.get("x-request-id") for header in headers] == ["7", None]
+
+
+def test_both_clients_have_the_same_calls():
+    public = [name for name in dir(Client) if not name.startswith("_") and name != "close"]
+    assert public == ["predict", "predict_examples", "predict_tensors", "status", "wait_until_ready"]
+    for name in public:
+        blocking, coroutine = getattr(Client, name), getattr(AsyncClient, name)
+        assert inspect.signature(blocking) == inspect.signature(coroutine)
+        assert inspect.iscoroutinefunction(coroutine)
+        assert not inspect.iscoroutinefunction(blocking)

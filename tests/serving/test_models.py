@@ -73,7 +73,7 @@ def test_an_unchanged_version_is_not_loaded_again(models_dir, caplog):
     first = models.find(SCALER)
     models.refresh()
     assert models.find(SCALER) is first
-    assert [record.message for record in caplog.records].count("loaded scaler version 1") == 1
+    assert [record.message for record in caplog.records].count("scaler version 1: AVAILABLE") == 1
 
 
 def truncated(version):

@@ -95,7 +95,7 @@ def test_the_same_row_in_another_order_is_the_same_example():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"user_di": "u"}, "has no feature 'user_di': did you mean 'user_id'?"),
+        ({"user_di": "u"}, "has no feature 'user_di' (did you mean 'user_id'?)"),
         ({"zzz": 1}, "has no feature 'zzz': expected one of user_id, video_id"),
         ({3: "u"}, "has no feature 3"),
         ({"clicked": 1.0}, "'clicked' has role label and is no input of a model: leave it out"),

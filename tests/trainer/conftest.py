@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 
-from transform.contract import Contract, parse
+from transform.contract import Contract, Kind, parse
 from transform.impressions import preprocessing_fn, vocabulary_sizes
 from transform.schema import raw_schema
 
@@ -71,6 +71,10 @@ class World:
     def sizes(self) -> dict[str, int]:
         return vocabulary_sizes(self.contract, self.output)
 
+    def example(self, row: Row) -> bytes:
+        """A request with the features of `row` that the contract knows as inputs."""
+        return raw_example(self.contract, row)
+
     @property
     def inputs(self) -> dict[str, tf.Tensor]:
         return {f.name: tf.constant(self.transformed[f.name]) for f in self.contract.inputs}
@@ -92,12 +96,28 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     columns = {name: _narrow(np.array([row[name] for row in rows])) for name in rows[0]}
     _write(columns, folder / "train" / "examples.gz")
     _write({name: values[:60] for name, values in columns.items()}, folder / "valid" / "examples.gz")
+    with tf.io.TFRecordWriter(str(folder / "raw.gz"), "GZIP") as writer:
+        for row in raw[:60]:
+            writer.write(raw_example(CONTRACT, row))
     fn_args = SimpleNamespace(
+        raw_files=[str(folder / "raw*")],
         train_files=[str(folder / "train" / "*")],
         eval_files=[str(folder / "valid" / "*")],
         transform_graph_path=str(folder),
     )
     return World(CONTRACT, raw, columns, tft.TFTransformOutput(str(folder)), fn_args)
+
+
+def raw_example(contract: Contract, row: Row) -> bytes:
+    feature = {f.name: _encode(f.kind, row[f.name]) for f in contract.inputs if f.name in row}
+    return bytes(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True))
+
+
+def _encode(kind: Kind, value: Any) -> tf.train.Feature:
+    values = value if isinstance(value, list) else [value]
+    if kind in (Kind.NUMBER, Kind.VECTOR):
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[v.encode() for v in values]))
 
 
 def _write(columns: dict[str, np.ndarray], path: Path) -> None:

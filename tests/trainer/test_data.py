@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from trainer.data import Split, read
+from trainer.keras_version import keras
 from transform.contract import ContractError
 
 IN_MEMORY, STREAMED = 1e9, 0.0
 
 
 def load(world: Any, memory_bytes: float) -> Split:
+    keras.utils.set_random_seed(0)  # as training does; the global seed must not matter
     spec = world.output.transformed_feature_spec()
     return read(world.fn_args.train_files, spec, world.contract, memory_bytes)
 
@@ -55,6 +57,15 @@ def test_epochs_started_later_are_those_of_an_uninterrupted_run(world: Any, memo
     together = split.epochs(0, 3, batch_size=40, seed=0, shuffle_rows=100)
     rows = [key for inputs, label, _ in together for key in keys(inputs, label.numpy())]
     assert rows[480:] == epoch_of(split, 2)
+    resumed = split.epochs(1, 3, batch_size=40, seed=0, shuffle_rows=100, skip=2)
+    assert rows[320:] == [key for inputs, label, _ in resumed for key in keys(inputs, label.numpy())]
+
+
+@pytest.mark.parametrize("memory_bytes", [IN_MEMORY, STREAMED])
+def test_answers_are_the_labels_and_weights_in_order(world: Any, memory_bytes: float):
+    labels, weights = load(world, memory_bytes).answers()
+    np.testing.assert_array_equal(labels, world.transformed["clicked"])
+    np.testing.assert_array_equal(weights, np.ones(len(world.raw)))
 
 
 def test_batches_have_full_size_and_the_leftover_changes(world: Any):

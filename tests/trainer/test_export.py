@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
-from trainer.export import export
+from trainer.export import export, write_warm_up
 from trainer.keras_version import keras
 from trainer.ranker import Config, build_model
 from transform.contract import Kind
@@ -40,19 +41,6 @@ def loaded(exported: Any) -> Any:
     return tf.saved_model.load(exported[1])
 
 
-def example(world: Any, row: dict[str, Any]) -> bytes:
-    """A request with the features of `row` that the contract knows as inputs."""
-    feature = {f.name: _encode(f.kind, row[f.name]) for f in world.contract.inputs if f.name in row}
-    return bytes(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
-
-
-def _encode(kind: Kind, value: Any) -> tf.train.Feature:
-    values = value if isinstance(value, list) else [value]
-    if kind in (Kind.NUMBER, Kind.VECTOR):
-        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[v.encode() for v in values]))
-
-
 def raw_tensors(world: Any, rows: list[dict[str, Any]]) -> dict[str, tf.Tensor]:
     tensors = {}
     for feature in world.contract.inputs:
@@ -64,7 +52,7 @@ def raw_tensors(world: Any, rows: list[dict[str, Any]]) -> dict[str, tf.Tensor]:
 
 def test_both_signatures_answer_as_the_model_does_on_transformed_rows(world: Any, exported: Any, loaded: Any):
     expected = exported[0](world.inputs)
-    examples = tf.constant([example(world, row) for row in world.raw])
+    examples = tf.constant([world.example(row) for row in world.raw])
     served = loaded.signatures["serving_default"](examples=examples)
     composed = loaded.signatures["raw"](**raw_tensors(world, world.raw))
     for name in ("score", "modality_weights"):
@@ -91,7 +79,7 @@ def test_signatures_are_those_of_the_interface(world: Any, loaded: Any):
 
 
 def test_transform_features_gives_what_training_saw(world: Any, loaded: Any):
-    got = loaded.signatures["transform_features"](examples=tf.constant([example(world, row) for row in world.raw[:20]]))
+    got = loaded.signatures["transform_features"](examples=tf.constant([world.example(row) for row in world.raw[:20]]))
     assert set(got) == {f.name for f in world.contract.inputs}
     for name, values in got.items():
         np.testing.assert_array_equal(values, world.transformed[name][:20])
@@ -109,21 +97,21 @@ def test_transform_features_gives_what_training_saw(world: Any, loaded: Any):
     ids=["nothing known", "all out of vocabulary", "empty history", "missing number and vector", "overlong history"],
 )
 def test_cold_and_partial_requests_get_finite_scores(world: Any, loaded: Any, row: dict[str, Any]):
-    answer = loaded.signatures["serving_default"](examples=tf.constant([example(world, row)]))
+    answer = loaded.signatures["serving_default"](examples=tf.constant([world.example(row)]))
     assert np.isfinite(answer["score"]).all()
     assert np.isfinite(answer["modality_weights"]).all()
 
 
 @pytest.mark.parametrize("batch", [0, 1, 1000])
 def test_any_number_of_rows_is_answered(world: Any, loaded: Any, batch: int):
-    rows = tf.constant([example(world, world.raw[i % 240]) for i in range(batch)], tf.string, shape=[batch])
+    rows = tf.constant([world.example(world.raw[i % 240]) for i in range(batch)], tf.string, shape=[batch])
     assert loaded.signatures["serving_default"](examples=rows)["score"].shape == [batch]
 
 
 def test_a_process_with_tensorflow_alone_loads_it_and_answers_the_same(
     world: Any, exported: Any, loaded: Any, tmp_path: Path
 ):
-    rows = [example(world, row) for row in world.raw[:8]]
+    rows = [world.example(row) for row in world.raw[:8]]
     request = tmp_path / "rows.json"
     request.write_text(json.dumps([row.hex() for row in rows]))
     done = subprocess.run(
@@ -156,3 +144,14 @@ def test_inside_another_module_and_exported_again_it_answers_the_same(
     inputs = raw_tensors(world, world.raw[:8])
     got = again.signatures["serving_default"](**inputs)["doubled"]
     np.testing.assert_allclose(got, 2 * loaded.signatures["raw"](**inputs)["score"], rtol=0, atol=1e-6)
+
+
+def test_warm_up_requests_are_real_examples_that_the_model_answers(world: Any, exported: Any, loaded: Any):
+    write_warm_up(world.fn_args.raw_files, exported[1])
+    file = Path(exported[1]) / "assets.extra" / "tf_serving_warmup_requests"
+    records = tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
+    requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
+    rows = [tf.make_ndarray(request.inputs["examples"]).tolist() for request in requests]
+    assert rows == [[world.example(row) for row in world.raw[:count]] for count in (1, 8)]
+    for batch in rows:
+        assert loaded.signatures["serving_default"](examples=tf.constant(batch))["score"].shape == [len(batch)]

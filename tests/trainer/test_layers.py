@@ -18,7 +18,7 @@ from trainer.layers.target_attention import TargetAttention
 from trainer.layers.user_guided_attention import UserGuidedAttention
 
 seeds = st.integers(0, 2**16)
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=10)
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:

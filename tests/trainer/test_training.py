@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from trainer.data import Split
 from trainer.keras_version import keras
 from trainer.ranker import Config, build_model, run_fn
-from trainer.training import TrainingConfig, auc, fit, is_chief, logloss
+from trainer.training import CLICKS, TrainingConfig, auc, fit, is_chief, logloss
 from transform.contract import ContractError, parse
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,7 +54,14 @@ def train(
     config = TrainingConfig.of({"batch_size": 100, "epochs": 3, "patience": 9, **training}, "training")
     build = partial(build_model, Config.of({**SMALL, **(model or {})}, "model"), CONTRACT, SIZES)
     trained = fit(
-        build, TRAIN, VALID, config, tf.distribute.get_strategy(), str(folder / "checkpoint"), str(folder / "run")
+        build,
+        TRAIN,
+        VALID,
+        CLICKS,
+        config,
+        tf.distribute.get_strategy(),
+        str(folder / "checkpoint"),
+        str(folder / "run"),
     )
     return trained, json.loads((folder / "run" / "history.json").read_text())
 
@@ -103,37 +110,53 @@ def test_a_seed_repeats_a_training_and_another_does_not(tmp_path: Path):
     assert np.abs(weights(first) - weights(other)).max() > 0.01
 
 
+DROPOUT = {"deep": {"units": [8], "dropout": 0.3}, "id_dropout": 0.1}
 KILLED = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests/trainer"]
 import test_training
 from trainer.training import Progress
-report = Progress._report
-def hang(self, entry):
+report, save = Progress._report, Progress.on_train_batch_end
+def hang_after_epoch(self, entry):
     report(self, entry)
-    if entry["epoch"] == 2:
-        print("two epochs done", flush=True)
+    if entry["epoch"] == 2 and sys.argv[3] == "epoch":
+        print("killable", flush=True)
         time.sleep(600)
-Progress._report = hang
-test_training.train(Path(sys.argv[2]), epochs=4)
+def hang_after_step(self, batch, logs=None):
+    save(self, batch, logs)
+    if self.epoch == 1 and self.steps_done == 10 and sys.argv[3] == "step":
+        print("killable", flush=True)
+        time.sleep(600)
+Progress._report, Progress.on_train_batch_end = hang_after_epoch, hang_after_step
+test_training.train(Path(sys.argv[2]), test_training.DROPOUT, epochs=3, checkpoint_steps=5)
 """
 
 
-def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(tmp_path: Path):
-    whole, history = train(tmp_path / "whole", epochs=4)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[keras.Model, list[dict[str, Any]]]:
+    return train(tmp_path_factory.mktemp("whole"), DROPOUT, epochs=3, checkpoint_steps=5)
+
+
+@pytest.mark.parametrize(("moment", "epochs_before"), [("epoch", 2), ("step", 1)])
+def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
+    tmp_path: Path, uninterrupted: tuple[keras.Model, list[dict[str, Any]]], moment: str, epochs_before: int
+):
+    """With dropout; killed after an epoch, or within the second one at the 10th of its 12 steps."""
+    whole, history = uninterrupted
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path / "killed")], stdout=subprocess.PIPE
+        [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path), moment], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"two epochs done\n"
+    assert process.stdout.readline() == "killable\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    before = json.loads((tmp_path / "killed" / "run" / "history.json").read_text())
-    resumed, after = train(tmp_path / "killed", epochs=4)
-    assert len(before) == 2
-    assert after[:2] == before  # their seconds too: these epochs were not run again
-    np.testing.assert_allclose([e["val_loss"] for e in after], [e["val_loss"] for e in history], atol=1e-5)
+    before = json.loads((tmp_path / "run" / "history.json").read_text())
+    resumed, after = train(tmp_path, DROPOUT, epochs=3, checkpoint_steps=5)
+    assert len(before) == epochs_before
+    assert after[:epochs_before] == before  # their seconds too: these epochs were not run again
+    for name in ("loss", "auc", "val_loss", "val_auc"):
+        np.testing.assert_allclose([e[name] for e in after], [e[name] for e in history], atol=1e-5)
     np.testing.assert_allclose(weights(resumed), weights(whole), rtol=0, atol=1e-5)
 
 
@@ -211,7 +234,7 @@ def test_unknown_training_keys_are_refused():
         st.tuples(st.integers(-3, 3), st.sampled_from([0.0, 1.0]), st.floats(0.5, 2)), min_size=2, max_size=20
     ).filter(lambda rows: len({label for _, label, _ in rows}) == 2)
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_auc_is_the_weighted_share_of_pairs_in_the_right_order(rows: list[tuple[int, float, float]]):
     score, label, weight = (np.array(column, float) for column in zip(*rows, strict=True))
     pairs = weight[label == 1][:, None] * weight[label == 0]
@@ -239,3 +262,4 @@ def test_run_fn_writes_a_model_that_beats_chance_and_its_record(world: Any, tmp_
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert max(entry["val_auc"] for entry in history) > 0.9
     assert (tmp_path / "model" / "saved_model.pb").is_file()
+    assert (tmp_path / "model" / "assets.extra" / "tf_serving_warmup_requests").is_file()

@@ -12,7 +12,7 @@ from transform import ops
 
 NAN = float("nan")
 INF = float("inf")
-fast = settings(max_examples=50, deadline=None)
+fast = settings(max_examples=50)
 floats = st.floats(-1e6, 1e6, width=32)
 
 
@@ -131,7 +131,9 @@ def test_minmax_is_numpys_unclipped_or_zero_for_a_constant_column(values: list[f
     if width < np.finfo(np.float32).tiny:  # a denormal width is flushed to 0 by the CPU kernels
         assert np.isfinite(result).all()
     else:
-        np.testing.assert_allclose(result, (numbers - smallest) / width, rtol=1e-5)
+        with np.errstate(over="ignore"):  # 4 in a column 1e-38 wide is beyond float32 for both
+            expected = (numbers - smallest) / width
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("nothing", [tf.float32.max, INF])

@@ -14,7 +14,7 @@ from trainer.keras_version import keras
 
 
 @keras.saving.register_keras_serializable("shortlist")
-class IdDropout(keras.layers.Layer):
+class IdDropout(keras.__internal__.layers.BaseRandomLayer):
     """In training, replaces an id by an out-of-vocabulary index, so that the vector of unknown ids is trained.
 
     Without it no training row of an unlimited vocabulary is out of vocabulary, and a new user or video would be scored
@@ -34,8 +34,9 @@ class IdDropout(keras.layers.Layer):
         """Int64 [B] to int64 [B]."""
         if not training or not self.rate:
             return ids
-        unknown = tf.random.uniform(tf.shape(ids), self.rows - self.oov_buckets, self.rows, ids.dtype)
-        replace = (tf.random.uniform(tf.shape(ids)) < self.rate) & (ids != 0)
+        draw = self._random_generator.random_uniform  # Keras's own, whose state training saves
+        unknown = draw(tf.shape(ids), self.rows - self.oov_buckets, self.rows, ids.dtype)
+        replace = (draw(tf.shape(ids)) < self.rate) & (ids != 0)
         return tf.where(replace, unknown, ids)
 
     def get_config(self) -> dict[str, Any]:

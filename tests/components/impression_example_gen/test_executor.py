@@ -235,7 +235,8 @@ def test_only_headers_are_read_before_the_workers_start(done, contract, monkeypa
     shards = tables.shards(world, "interactions")
     properties = {"contract_json": contract.to_json(), "splits_json": SPLITS}
     monkeypatch.setattr(tables, "read_shard", None)
-    job = executor._job(world, shards, properties, "out")
+    folders = dict.fromkeys(("interactions", "videos", "users"), world)
+    job = executor._job(folders, shards, properties, "out")
     assert set(job.columns["users"]) == {"user_id", "country"}
 
 

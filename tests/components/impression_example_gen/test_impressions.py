@@ -218,7 +218,7 @@ def _oracle(rows, videos, users):
         }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=_rows)
 def test_every_row_is_as_the_oracle_says(run_steps, rows):
     videos, users = {"a", "b", "c", "d"}, {"ann", "bob", "eve"}
@@ -241,7 +241,7 @@ def _plain(answers):
     return [{k: float(v) if isinstance(v, (int, np.floating)) else v for k, v in answer.items()} for answer in answers]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=st.lists(st.tuples(_ids(["ann", "bob"]), _ids("abcd"), st.integers(1, 30), st.sampled_from([1.0, 5.0]))))
 def test_histories_are_the_last_strictly_earlier_positives(run_steps, rows):
     rows = list({(user, at): (user, video, at, rating) for user, video, at, rating in rows}.values())  # no ties in time
@@ -252,7 +252,7 @@ def test_histories_are_the_last_strictly_earlier_positives(run_steps, rows):
         assert row["history"] == [video for _, video in earlier][-2:]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=_rows, data=st.data())
 def test_order_of_rows_and_number_of_partitions_change_nothing(run_steps, rows, data):
     expected = run_steps(rows, splits=TIME, parts=1)
@@ -265,7 +265,7 @@ def test_events_of_one_second_enter_a_history_in_the_same_order_whatever_the_ord
     assert all(run_steps(list(order))[-1]["history"] == expected for order in itertools.permutations(rows))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=_rows)
 def test_no_interaction_is_lost(run_steps, rows):
     assert len(run_steps(rows, parts=4)) == len(rows)

@@ -1,5 +1,6 @@
 """Which model an evaluation is held against."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from tfx.utils import path_utils
 
 from components.serving_baseline.component import ServingBaseline
 from components.serving_baseline.executor import Executor, served_version
+from transform.clip_settings import SHAPE_FILE
 
 
 def _model(folder: Path, content: str) -> Path:
@@ -21,11 +23,13 @@ def _model(folder: Path, content: str) -> Path:
 def run(tmp_path):
     """Runs the executor on a candidate and whatever is in `pushed/`; returns the baseline artifact."""
 
-    def execute():
+    runs = itertools.count()
+
+    def execute(**properties):
         candidate, baseline = standard_artifacts.Model(), standard_artifacts.Model()
-        candidate.uri, baseline.uri = str(tmp_path / "candidate"), str(tmp_path / "baseline")
+        candidate.uri, baseline.uri = (str(tmp_path / f"{name}{next(runs)}") for name in ("candidate", "baseline"))
         _model(Path(path_utils.serving_model_path(candidate.uri)), "candidate")
-        properties = {"push_destination": str(tmp_path / "pushed"), "served_version": ""}
+        properties |= {"push_destination": str(tmp_path / "pushed"), "served_version": ""}
         Executor().Do({"candidate": [candidate]}, {"baseline": [baseline]}, properties)
         return baseline
 
@@ -42,6 +46,16 @@ def test_the_first_candidate_stands_in_for_the_baseline(run):
     baseline = run()
     assert _content(baseline) == "candidate"
     assert baseline.get_string_custom_property("served_version") == ""
+
+
+def test_the_candidate_stands_in_for_a_model_that_reads_clips_of_another_shape(run, tmp_path):
+    _model(tmp_path / "pushed" / "9", "version 9")
+    assert _content(run(clip_shape='{"frames":8}')) == "candidate"  # it does not tell what it reads
+    shape = tmp_path / "pushed" / "9" / SHAPE_FILE
+    shape.parent.mkdir()
+    shape.write_text('{"frames":8}')
+    assert _content(run(clip_shape='{"frames":8}')) == "version 9"
+    assert _content(run(clip_shape='{"frames":9}')) == "candidate"
 
 
 def test_the_largest_version_is_the_baseline_by_number_and_not_by_name(run, tmp_path):
@@ -78,4 +92,5 @@ def test_the_component_hands_on_a_model(tmp_path):
 
     node = ServingBaseline(channel_utils.as_channel([candidate]), push_destination="models/ranker", served_version="7")
     assert node.outputs["baseline"].type is standard_artifacts.Model
-    assert node.exec_properties == {"push_destination": "models/ranker", "served_version": "7"}
+    given = {name: value for name, value in node.exec_properties.items() if value is not None}
+    assert given == {"push_destination": "models/ranker", "served_version": "7"}

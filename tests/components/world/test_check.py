@@ -232,7 +232,7 @@ times = st.sampled_from([1, 50, NOW, NOW + 1, 10**12, -1, None])
 ratings = st.sampled_from([1.0, 3.0, 5.0, 9.0, float("nan"), None])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(ids, max_size=6),
     st.lists(ids, max_size=6),

@@ -54,7 +54,7 @@ letters = st.characters(blacklist_characters="|\0\r", blacklist_categories=("Cs"
 word = st.text(letters, min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(word, st.none() | st.text(letters, max_size=9), st.lists(word, max_size=3)), min_size=1, max_size=8

@@ -3,6 +3,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_model_analysis as tfma
 
@@ -10,7 +12,7 @@ from pipeline.report import charts
 from pipeline.report.gates import gates
 from pipeline.report.measured import measured
 from pipeline.report.page import render, write_report
-from pipeline.report.records import RunRecords, load
+from pipeline.report.records import ModelRecords, RunRecords, load
 from transform.contract import ContractError
 
 from .conftest import HOSTILE  # isort: skip
@@ -192,3 +194,30 @@ def test_a_line_chart_leaves_out_what_is_not_finite_and_escapes_names():
     assert "<s>" not in chart
     assert "<t>" not in chart
     assert charts.lines("t", {"s": [(1, float("inf"))]}) == ""
+
+
+def test_a_classifier_shows_each_category_and_what_it_is_taken_for():
+    # labels: cats 4 (3 right, 1 taken for a dog), dogs 2 (1 right, 1 taken for a cat), 1 never trained on
+    confusion = {(0, 0): 3.0, (0, 1): 1.0, (1, 1): 1.0, (1, 0): 1.0, (-1, 0): 1.0}
+    model = ModelRecords("video_classifier", classes=("cats", "dogs"), confusion=confusion)
+    page = Page(render(RunRecords("r", "w", "pushed", 0, 1, models=(model,))))
+    assert page.tables["classes"][1:] == [
+        ["(not trained on)", "1", "0.0%", "0.0%", "", "cats 1"],
+        ["cats", "4", "60.0%", "75.0%", "", "dogs 1"],
+        ["dogs", "2", "50.0%", "50.0%", "", "cats 1"],
+    ]
+
+
+def test_media_that_give_no_clip_are_counted_with_their_reason(run_folder, tmp_path):
+    clips, folder = tmp_path / "clips", tmp_path / "run"
+    clips.mkdir()
+    folder.mkdir()
+    (clips / "summary.json").write_text(json.dumps({"rows": {"train": 7}, "settings": {"size": 32}}))
+    columns = {"video_id": ["v1"], "media_path": ["a.mp4"], "reason": ["empty file"], "detail": ["0 bytes"]}
+    pq.write_table(pa.table(columns), clips / "rejected.parquet")
+    run = json.loads((run_folder / "run.json").read_text())
+    run["artifacts"] = {"ranker": {"clips": str(clips)}}
+    (folder / "run.json").write_text(json.dumps(run))
+    records = load(folder)
+    assert records.counts == {"clips": {"rows": {"train": 7}}}
+    assert ("media", "empty file", 1) in [(each.table, each.reason, each.count) for each in records.rejected]

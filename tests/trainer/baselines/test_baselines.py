@@ -76,7 +76,7 @@ def test_lr_is_the_first_order_part() -> None:
     np.testing.assert_array_equal(lr.build(fields, SMALL), fields.linear)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(count=st.integers(1, 6), width=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_fm_in_linear_time_equals_the_sum_over_explicit_pairs(count: int, width: int, seed: int) -> None:
     vectors = np.random.default_rng(seed).normal(size=(3, count, width)).astype(np.float32)

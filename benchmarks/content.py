@@ -1,0 +1,136 @@
+"""What content vectors give the ranker: switched off, concatenated, attended, over all test impressions and new videos.
+
+    python benchmarks/content.py [--seeds 3] [--work runs/content]
+
+For each seed a demo world is drawn, and its whole pipeline run (clips, classifier, content vectors, impressions) as in
+`make demo`. The ranker is then trained three times on the same examples, with nothing different but
+`model.modality`, and the exported models score the test split. A video is new (cold start) if no impression of the
+train split is of it; `told` says whether its uploader gave it a category. Results: `results/content.json` and `.md`.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+import numpy as np
+import tensorflow as tf
+from protocols import table
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from components.importers.demo import import_demo
+from pipeline import config as configs
+from pipeline import local_runner
+from trainer.ranker import run_fn
+
+HERE = Path(__file__).parent
+VARIANTS = {"off": "none", "concatenated": "concat", "attended": "attention"}
+SLICES = ("all", "new videos", "new videos, told", "new videos, not told")
+Row = dict[str, Any]
+
+
+def main() -> None:
+    options = _options()
+    results = table.Results(HERE / "results" / "content.json")
+    for seed in range(options.seeds):
+        folder = options.work / f"seed{seed}"
+        run = _pipeline(folder, seed)
+        for name in VARIANTS:
+            if not results.has("demo", "ours", name, seed):
+                key = {"protocol": "demo", "side": "ours", "model": name, "seed": seed}
+                results.add({**key, **_measure(run, folder, name, seed)})
+                (HERE / "results" / "content.md").write_text("\n".join(_page(results)))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "content")
+    return parser.parse_args()
+
+
+def _pipeline(folder: Path, seed: int) -> Row:
+    """The record of a run of the demo's pipeline over the world of a seed."""
+    settings = configs.load("demo")
+    import_demo(None, str(folder / "world"), seed=seed)
+    local_runner.run(settings, str(folder / "world"), folder / "run", Console(), folder / "run.log")
+    return dict(json.loads((folder / "run" / "run.json").read_text()))
+
+
+def _measure(run: Row, folder: Path, variant: str, seed: int) -> Row:
+    """Train the ranker's variant on what the run left behind, and measure the exported model on the test split."""
+    artifacts = Path(run["artifacts"]["ranker"]["model_run"]).parents[2]
+    transform = artifacts / "Transform.ranker"
+    settings, out = run["config"]["models"]["ranker"], folder / variant
+    arguments = SimpleNamespace(
+        train_files=[f"{_newest(transform / 'transformed_examples')}/Split-train/*"],
+        eval_files=[f"{_newest(transform / 'transformed_examples')}/Split-valid/*"],
+        raw_files=[f"{run['artifacts']['ranker']['examples']}/Split-valid/*"],
+        transform_graph_path=str(_newest(transform / "transform_graph")),
+        serving_model_dir=str(out / "model"),
+        model_run_dir=str(out / "run"),
+        custom_config={
+            "contract": run["contract"],
+            "model": {**settings["model"], "modality": VARIANTS[variant]},
+            "training": {**settings["training"], "seed": seed},
+            "checkpoint_dir": str(out / "checkpoint"),
+        },
+    )
+    run_fn(arguments)
+    return _scores(str(out / "model"), run["artifacts"]["ranker"]["examples"])
+
+
+def _newest(folder: Path) -> Path:
+    return max(folder.iterdir(), key=lambda path: int(path.name))
+
+
+def _scores(model: str, examples: str) -> Row:
+    """AUC of the slices of the test split, and how many rows each has."""
+    answer = tf.saved_model.load(model).signatures["serving_default"]
+    texts = {name: tf.io.FixedLenFeature([], tf.string, "") for name in ("video_novelty", "primary_category")}
+    spec = {**texts, "clicked": tf.io.FixedLenFeature([], tf.float32)}
+    parts = []
+    for batch in tf.data.TFRecordDataset(tf.io.gfile.glob(f"{examples}/Split-test/*"), "GZIP").batch(1024):
+        raw = tf.io.parse_example(batch, spec)
+        parts.append([answer(examples=batch)["score"], *raw.values()])
+    score, clicked, category, novelty = (np.concatenate(column) for column in zip(*parts, strict=True))
+    new, told = novelty == b"new", category != b""
+    masks = dict(zip(SLICES, (new | True, new, new & told, new & ~told), strict=True))
+    return {
+        "auc": {name: round(float(roc_auc_score(clicked[mask], score[mask])), 5) for name, mask in masks.items()},
+        "rows": {name: int(mask.sum()) for name, mask in masks.items()},
+        "versions": {"tensorflow": tf.__version__},
+    }
+
+
+def _page(results: table.Results) -> list[str]:
+    lines = ["# What content gives the ranker", ""]
+    lines += ["Written by `benchmarks/content.py`, whose docstring says what is done. AUC on the demo world: mean ±"]
+    lines += ["standard deviation over seeds (each its own world and classifier).", ""]
+    lines += [f"| content | {' | '.join(SLICES)} | seeds |", "|---" * (len(SLICES) + 2) + "|"]
+    for name in VARIANTS:
+        rows = results.of("demo", "ours", name)
+        cells = [_spread([row["auc"][part] for row in rows]) for part in SLICES] if rows else [""] * len(SLICES)
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(rows)} |")
+    off = {row["seed"]: row for row in results.of("demo", "ours", "off")}
+    lines += ["", "Difference to no content, by seed:", ""]
+    for name in ("concatenated", "attended"):
+        rows = [row for row in results.of("demo", "ours", name) if row["seed"] in off]
+        for part in SLICES[:2]:
+            gains = [row["auc"][part] - off[row["seed"]]["auc"][part] for row in rows]
+            lines.append(f"- {name}, {part}: {', '.join(f'{gain:+.4f}' for gain in gains)}")
+    return [*lines, ""]
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.4f} ± {np.std(values):.4f}"
+
+
+if __name__ == "__main__":
+    main()

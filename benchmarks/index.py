@@ -1,0 +1,193 @@
+"""The topic index against brute force, FAISS and ScaNN: latency, recall@100 and memory, on the same vectors.
+
+    python benchmarks/index.py --peer-python PEERS/bin/python [--sizes 10000 100000 300000 1000000] [--threads 1]
+
+PEERS has `peers/retrieval_requirements.txt`. Vectors are 64 wide, of length 1, around centres of which a few are large
+and with a falling spectrum, as towers give; a query is the mean of three videos and noise. Each index searches as wide
+as recall@100 of 0.98 needs: ours chooses that at the build, on queries of its own. Every index runs alone, one after
+the other, with `--threads` threads; times are medians of 300 single queries and of 10 batches of 64. Each size is added
+to `results/index.json` as soon as it is done, and `results/index.md` is written anew.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+from protocols import table
+
+from trainer.layers.topic_index import Catalogue, IndexSettings, TopicIndex
+
+HERE = Path(__file__).parent
+WIDTH, TOP, RECALL, BATCH = 64, 100, 0.98, 64
+
+
+def main() -> None:
+    options = _options()
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    results = table.Results((options.work if options.quick else HERE / "results") / "index.json")
+    for size in options.sizes:
+        vectors, queries = make(size, 1024)
+        data = options.work / f"index_{size}.npz"
+        tested = queries[:256]
+        true = np.concatenate([np.argsort(-(part @ vectors.T), axis=1)[:, :TOP] for part in np.split(tested, 16)])
+        np.savez(data, vectors=vectors, queries=tested, true=true)
+        for row in [*_ours(vectors, tested, true, queries[256:]), *_peers(data, options)]:
+            about = {"protocol": str(size), "side": f"{options.threads} threads", "seed": 0}
+            results.add({**about, **row, "load": round(os.getloadavg()[0], 1)})
+        _write(results, results.path.with_suffix(".md"))
+        data.unlink()
+        gc.collect()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[10_000, 100_000, 300_000, 1_000_000])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peer-python", type=Path, help="without it only ours and brute force run")
+    parser.add_argument("--quick", action="store_true", help="results go to --work")
+    parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "index", help="folder for the vectors")
+    return parser.parse_args()
+
+
+def make(size: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [size, 64] and queries [queries, 64], float32 of length 1."""
+    random = np.random.default_rng(0)
+    spectrum = (1 + np.arange(WIDTH)) ** -0.5
+    centres = random.normal(size=(max(64, size // 200), WIDTH)) * spectrum
+    share = random.zipf(1.3, size=len(centres)).clip(1, 50).astype(float)
+    vectors = centres[random.choice(len(centres), size=size, p=share / share.sum())]
+    vectors = _unit(vectors + 0.6 * random.normal(size=vectors.shape) * spectrum)
+    taste = vectors[random.integers(0, size, size=(queries, 3))].mean(axis=1)
+    noise = random.normal(size=taste.shape) * spectrum / np.linalg.norm(spectrum)
+    return vectors.astype(np.float32), _unit(taste + 0.3 * noise).astype(np.float32)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _ours(vectors: np.ndarray, queries: np.ndarray, true: np.ndarray, sample: np.ndarray) -> list[dict[str, Any]]:
+    """Brute force, the index, and the whole answer of the served signature: 100 ids, 50 watched videos left out."""
+    corpus = tf.Variable(vectors, trainable=False)
+    started = time.perf_counter()
+    settings = IndexSettings(answers=TOP, queue_share=0)
+    ids = [f"v{number:07d}" for number in range(len(vectors))]
+    index = TopicIndex(Catalogue(ids, vectors), settings, sample)
+    seconds = time.perf_counter() - started
+    spec = tf.TensorSpec([None, WIDTH], tf.float32)
+    number = np.array([int(name[1:]) for name in index.ids.numpy()])
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def brute_force(queries: tf.Tensor) -> tf.Tensor:
+        return tf.math.top_k(tf.matmul(queries, corpus, transpose_b=True), TOP).indices
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def search(queries: tf.Tensor) -> tf.Tensor:
+        return index.search(queries, TOP).numbers
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def answer(queries: tf.Tensor) -> tf.Tensor:
+        watched = tf.repeat(index.ids[tf.newaxis, :50], tf.shape(queries)[0], axis=0)
+        return index.answer(queries, watched, watched, watched[:, :0])["video_ids"]
+
+    size = sum(len(v.numpy().tobytes()) for v in index.variables if v.dtype != tf.string)
+    size += sum(map(len, ids)) + 24 * len(ids)  # a string of TensorFlow takes 24 bytes and, if longer than 22, more
+    about = {"bytes": size, "build_seconds": seconds, "width": index.probes}
+    found = search(queries).numpy()
+    rows = [{"model": "tf_brute_force", "recall": 1.0, "bytes": vectors.nbytes, "build_seconds": 0.0, "width": 0}]
+    rows[0] |= _times(brute_force, queries)
+    rows.append({"model": "ours", "recall": _recall(number[found], true), **about, **_times(search, queries)})
+    rows.append({"model": "ours_answer", "recall": rows[1]["recall"], **about, **_times(answer, queries)})
+    return [{**row, "versions": {"tensorflow": tf.__version__}} for row in rows]
+
+
+def _recall(found: np.ndarray, true: np.ndarray) -> float:
+    return float(np.mean([len(np.intersect1d(f, t)) for f, t in zip(found, true, strict=True)]) / TOP)
+
+
+def _times(call: Callable[[tf.Tensor], tf.Tensor], queries: np.ndarray) -> dict[str, float]:
+    alone, together = [tf.constant(query[None]) for query in queries], tf.constant(queries[:BATCH])
+    call(alone[0]), call(together)
+    single = [_seconds(call, alone[i % len(alone)]) for i in range(300)]
+    batch = [_seconds(call, together) for _ in range(10)]
+    return {"single_ms": float(np.median(single)) * 1e3, "batch_ms": float(np.median(batch)) * 1e3}
+
+
+def _seconds(call: Callable[[tf.Tensor], tf.Tensor], queries: tf.Tensor) -> float:
+    started = time.perf_counter()
+    call(queries).numpy()
+    return time.perf_counter() - started
+
+
+def _peers(data: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    if options.peer_python is None:
+        return []
+    command = [str(options.peer_python), "-m", "peers.index_peers", "--data", str(data.resolve())]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    command += ["--recall", str(RECALL)]
+    run = subprocess.run(command, cwd=HERE, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+
+
+def _write(results: table.Results, path: Path) -> None:
+    """The table by size, and the bars."""
+    rows = sorted(results.rows.values(), key=lambda row: (row["side"], int(row["protocol"]), row["single_ms"]))
+    machines = sorted({row["machine"] for row in rows})
+    versions = sorted({f"{name} {version}" for row in rows for name, version in row["versions"].items()})
+    lines = ["# Index benchmark", "", (__doc__ or "").split("\n\n")[2].replace("\n", " "), ""]
+    lines += [f"Machine: {'; '.join(machines)}. Versions: {', '.join(versions)}.", ""]
+    lines += [
+        "| videos | threads | index | recall@100 | ms, one query | ms, batch of 64 | MiB | build s | width | load |"
+    ]
+    lines += ["|---:|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        cells = [f"{int(row['protocol']):,}", row["side"].split()[0], row["model"], f"{row['recall']:.4f}"]
+        cells += [f"{row['single_ms']:.3f}", f"{row['batch_ms']:.1f}", f"{row['bytes'] / 2**20:.0f}"]
+        cells += [f"{row['build_seconds']:.0f}", str(row["width"]), str(row["load"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    path.write_text("\n".join([*lines, "", "## Bars", "", *_bars(results), ""]))
+
+
+def _bars(results: table.Results) -> list[str]:
+    lines = []
+    for side in sorted({row["side"] for row in results.rows.values()}):
+        by = {(row["protocol"], row["model"]): row for row in results.rows.values() if row["side"] == side}
+        ours, brute, faiss = (by.get(("300000", name)) for name in ("ours", "tf_brute_force", "faiss_ivf"))
+        if ours and brute:
+            lines.append(_bar(ours["recall"] >= RECALL, f"300k: recall@100 {ours['recall']:.4f}, at least {RECALL}"))
+            for kind in ("single_ms", "batch_ms"):
+                ratio = brute[kind] / ours[kind]
+                lines.append(
+                    _bar(ratio >= 8, f"300k, {side}, {kind}: {ratio:.1f} times as fast as brute force, at least 8")
+                )
+        if ours and faiss:
+            for kind in ("single_ms", "batch_ms"):
+                ratio = ours[kind] / faiss[kind]
+                lines.append(_bar(ratio <= 3, f"300k, {side}, {kind}: {ratio:.2f} times FAISS IVF-Flat's, at most 3"))
+        small, large = by.get(("100000", "ours")), by.get(("1000000", "ours"))
+        if small and large:
+            growth = large["single_ms"] / small["single_ms"]
+            lines.append(
+                _bar(growth < 10, f"{side}: 100k to 1M, ten times the videos, takes {growth:.1f} times as long")
+            )
+    return lines
+
+
+def _bar(holds: bool, text: str) -> str:
+    return f"- {'holds' if holds else 'MISSED'}: {text}"
+
+
+if __name__ == "__main__":
+    main()

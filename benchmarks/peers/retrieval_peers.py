@@ -1,0 +1,139 @@
+"""Popularity, item-item cosine, ALS, BPR (implicit) and EASE on the arrays that `retrieval.py` wrote.
+
+Runs in the peers' own environment. A query is a history; whoever has vectors of users folds it in (ALS solves for it,
+BPR, which cannot, takes the mean of the history's videos). Settings are chosen from `GRIDS` by recall@20 on the
+validation queries, with the first seed. Writes the 600 best videos a query, and prints one JSON line a method.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+from implicit.als import AlternatingLeastSquares
+from implicit.bpr import BayesianPersonalizedRanking
+from scipy import sparse
+
+Scorer = Callable[[sparse.csr_matrix], np.ndarray]
+GRIDS: dict[str, dict[str, list[Any]]] = {
+    "popularity": {},
+    "item_item": {"neighbours": [20, 100, 100_000]},
+    "ease": {"l2": [50.0, 200.0, 800.0]},
+    "als": {"factors": [64, 128], "alpha": [1.0, 10.0], "regularization": [0.01, 1.0]},
+    "bpr": {"factors": [64], "learning_rate": [0.01, 0.05], "regularization": [0.001, 0.01]},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", choices=sorted(GRIDS), required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--settings", type=json.loads, help="chosen before; without them the grid is searched")
+    options = parser.parse_args()
+    with np.load(options.data) as file:
+        arrays = dict(file)
+    users, videos = int(arrays["clicks"][:, 0].max()) + 1, len(arrays["allowed"])
+    ones = np.ones(len(arrays["clicks"]), np.float32)
+    clicks = sparse.csr_matrix((ones, (arrays["clicks"][:, 0], arrays["clicks"][:, 1] - 1)), (users, videos))
+    clicks.data[:] = 1
+    valid, test = (_histories(arrays, part, videos) for part in ("valid", "test"))
+    settings = options.settings
+    if settings is None:
+        grid = [
+            dict(zip(GRIDS[options.model], each, strict=True))
+            for each in itertools.product(*GRIDS[options.model].values())
+        ]
+        recalls = [
+            _recall(_best(FITS[options.model](clicks, options.seed, **s), valid, arrays["allowed"]), arrays)
+            for s in grid
+        ]
+        settings = grid[int(np.argmax(recalls))]
+    started = time.perf_counter()
+    scorer = FITS[options.model](clicks, options.seed, **settings)
+    seconds = time.perf_counter() - started
+    np.save(options.data.with_suffix(".found.npy"), _best(scorer, test, arrays["allowed"]))
+    versions = {"implicit": importlib.metadata.version("implicit")}
+    print(json.dumps({"settings": settings, "seconds": seconds, "versions": versions}))
+
+
+def _histories(arrays: dict[str, np.ndarray], part: str, videos: int) -> sparse.csr_matrix:
+    flat, ends = arrays[f"{part}_history"], arrays[f"{part}_ends"]
+    matrix = sparse.csr_matrix((np.ones(len(flat), np.float32), flat - 1, np.append(0, ends)), (len(ends), videos))
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _best(score: Scorer, histories: sparse.csr_matrix, allowed: np.ndarray) -> np.ndarray:
+    """Numbers of the 600 best allowed videos that are not in the history, [queries, 600]."""
+    parts = []
+    for start in range(0, histories.shape[0], 512):
+        part = histories[start : start + 512]
+        scores = np.array(score(part), np.float32)
+        scores[:, ~allowed] = -np.inf
+        scores[part.nonzero()] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :600]
+        parts.append(np.where(np.take_along_axis(scores, best, axis=1) > -np.inf, best + 1, 0))
+    return np.concatenate(parts)
+
+
+def _recall(found: np.ndarray, arrays: dict[str, np.ndarray]) -> float:
+    sought = np.split(arrays["valid_sought"], arrays["valid_sought_ends"][:-1])
+    return float(np.mean([np.isin(row, f[:20]).mean() for row, f in zip(sought, found, strict=True)]))
+
+
+def _popularity(clicks: sparse.csr_matrix, seed: int) -> Scorer:
+    counts = np.asarray(clicks.sum(axis=0)).ravel()
+    return lambda histories: np.tile(counts, (histories.shape[0], 1))
+
+
+def _item_item(clicks: sparse.csr_matrix, seed: int, neighbours: int) -> Scorer:
+    norms = np.sqrt(np.asarray(clicks.sum(axis=0)).ravel())
+    cosine = (clicks.T @ clicks).toarray() / np.maximum(norms[:, None] * norms, 1)
+    np.fill_diagonal(cosine, 0)
+    if neighbours < len(cosine):
+        cosine[cosine < np.partition(cosine, -neighbours, axis=1)[:, -neighbours, None]] = 0
+    return lambda histories: histories @ cosine.T
+
+
+def _ease(clicks: sparse.csr_matrix, seed: int, l2: float) -> Scorer:
+    """Steck 2019: B = I - P diag(1 / diag(P)), P = (X^T X + l2 I)^-1."""
+    gram = (clicks.T @ clicks).toarray().astype(np.float64)
+    gram[np.diag_indices_from(gram)] += l2
+    inverse = np.linalg.inv(gram)
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return lambda histories: histories @ weights
+
+
+def _als(clicks: sparse.csr_matrix, seed: int, **settings: Any) -> Scorer:
+    model = AlternatingLeastSquares(**settings, iterations=20, random_state=seed, num_threads=1)
+    model.fit(clicks, show_progress=False)
+    return lambda histories: model.recalculate_user(np.arange(histories.shape[0]), histories) @ model.item_factors.T
+
+
+def _bpr(clicks: sparse.csr_matrix, seed: int, **settings: Any) -> Scorer:
+    model = BayesianPersonalizedRanking(**settings, iterations=200, random_state=seed, num_threads=1)
+    model.fit(clicks, show_progress=False)
+    similar = model.item_factors @ model.item_factors.T
+    return lambda histories: histories @ similar
+
+
+FITS: dict[str, Callable[..., Scorer]] = {
+    "popularity": _popularity,
+    "item_item": _item_item,
+    "ease": _ease,
+    "als": _als,
+    "bpr": _bpr,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""ClipSchema: the schema of clip examples, as an artifact."""

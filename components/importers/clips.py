@@ -1,0 +1,92 @@
+"""A folder of videos by class as a world: UCF101 (`<Class>/v_<Class>_gNN_cNN.avi`) and any other `<class>/<file>`.
+
+Source of the layout: Soomro et al., UCF101, 2012; https://www.crcv.ucf.edu/data/UCF101.php.
+
+The class becomes `primary_category`. Files cut from one source share a `group_id`, which splits never separate: their
+name up to a last `_c01`, `-clip3`, `_part2` or the like, within the class. Media stay where they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from components.clip_example_gen.video import FaultError, Video
+from components.importers import sources
+from components.importers.summary import ImportSummary
+from components.world import check, files, tables
+from transform.clip_settings import ClipSettings
+from transform.contract import ContractError
+
+SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv", ".3gp")
+_PART = re.compile(r"[_-](c|clip|part|seg|segment|chunk)[_-]?\d+$", re.IGNORECASE)
+_EXPECTED = "a folder for each class with its videos in it"
+_NOT_VIDEO = "the file name is not that of a video"
+
+
+def import_clips(source: str | None, out: str) -> ImportSummary:
+    """Write a world of videos, without users or interactions, from a folder of classes.
+
+    Args:
+        source: Folder of one folder for each class; local or remote.
+        out: Folder of the world.
+
+    Raises:
+        ContractError: There is no class folder with a video.
+    """
+    folder = sources.folder(source, _EXPECTED)
+    root = folder if files.is_remote(folder) else os.path.abspath(folder)
+    found = list(_files(root))
+    rows = [_row(root, label, name) for label, name in found if _is_video(name)]
+    if not rows:
+        raise ContractError(f"{folder}: expected {_EXPECTED}, got none with {', '.join(SUFFIXES)}: check --from")
+    others = [f"{label}/{name}" for label, name in found if not _is_video(name)]
+    tables.write_table(out, "videos", tables.conform(pa.Table.from_pylist(rows), "videos"))
+    reasons = [("videos", index, _NOT_VIDEO, json.dumps({"media_path": path})) for index, path in enumerate(others)]
+    rejected = [dict(zip(check.REJECTED.names, reason, strict=True)) for reason in reasons]
+    tables.write_table(out, "rejected", pa.Table.from_pylist(rejected, check.REJECTED))
+    counts = {f"videos: {_NOT_VIDEO}": len(others)} if others else {}
+    return ImportSummary(out, {"videos": len(rows)}, counts, _notes(rows))
+
+
+def _files(root: str) -> Iterator[tuple[str, str]]:
+    """Class and name of every file one level down."""
+    for label in files.names(root):
+        folder = files.join(root, label)
+        if files.is_folder(folder):
+            yield from ((label, name) for name in files.names(folder) if files.is_file(files.join(folder, name)))
+
+
+def _is_video(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _row(root: str, label: str, name: str) -> dict[str, str | float | None]:
+    path = files.join(files.join(root, label), name)
+    return {
+        "video_id": f"{label}/{name}",
+        "primary_category": label,
+        "group_id": f"{label}/{_PART.sub('', os.path.splitext(name)[0])}",
+        "duration_seconds": None if files.is_remote(path) else _seconds(path),
+        "media_path": path,
+    }
+
+
+def _seconds(path: str) -> float | None:
+    """By the file's header; what is wrong with a file is told when it is decoded."""
+    try:
+        with Video(path, ClipSettings()) as video:
+            return video.seconds
+    except FaultError:
+        return None
+
+
+def _notes(rows: list[dict[str, str | float | None]]) -> list[str]:
+    classes, groups = (len({row[name] for row in rows}) for name in ("primary_category", "group_id"))
+    broken = sum(row["duration_seconds"] is None for row in rows)
+    unknown = [f"{broken} videos of unknown duration: remote, or broken (then no clip comes of them)"] if broken else []
+    return [f"{classes} classes, {groups} groups that splits keep together", *unknown, check.CLIPS_ONLY]

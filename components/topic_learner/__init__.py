@@ -1,0 +1,1 @@
+"""Cover, title and tags of videos to topics."""

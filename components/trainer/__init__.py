@@ -1,0 +1,1 @@
+"""TFX's Trainer that also knows the raw examples."""

@@ -1,0 +1,64 @@
+"""What the queues are made and read by."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from transform.contract import ContractError, did_you_mean
+
+
+class QueueSettings(BaseModel):
+    """The paper's numbers, and what it leaves open.
+
+    A video that was shown `min_exposures` times or more is in the queues of its topics if its click-through rate is
+    `min_click_rate` or more. One shown less often is fresh: a random `fresh_share` of them is in the queues, drawn
+    anew with each snapshot. (The paper fills a tenth of each queue with fresh videos instead: as long as nothing had
+    passed the thresholds that would be none at all.)
+
+    The order is that of the smoothed rate (clicked + strength * prior) / (shown + strength): the mean of a Beta
+    distribution whose prior is the topic's own mean in the last snapshot, worth `prior_strength` exposures. So one
+    lucky click does not lead a queue, and a fresh video starts from the middle. That mean is itself smoothed in the
+    same way towards `min_click_rate`, which also stands for topics that no snapshot knows.
+
+    A store applies its thresholds to a video when it is recorded, and to all of them when a snapshot is loaded.
+
+    Attributes:
+        recent_clicks: How many of the user's last clicks tell the topics (N1).
+        topics: From how many topics candidates come (N2).
+        candidates: How many candidates (N3).
+        min_exposures: Exposures from which a video is not fresh any more (tau1).
+        min_click_rate: Clicks per exposure, 0 to 1 (tau2).
+        fresh_share: Share of the fresh videos, 0 to 1.
+        prior_strength: Exposures that the prior is worth, above 0.
+        seed: Of the draw of fresh videos.
+
+    Source: multimodal-topic-learning.txt, section III-C 1, but for the smoothing, which is ours.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    recent_clicks: int = Field(default=128, ge=1)
+    topics: int = Field(default=4, ge=1)
+    candidates: int = Field(default=600, ge=1)
+    min_exposures: int = Field(default=10, ge=1)
+    min_click_rate: float = Field(default=0.07, ge=0, le=1)
+    fresh_share: float = Field(default=0.1, ge=0, le=1)
+    prior_strength: float = Field(default=20.0, gt=0)
+    seed: int = 0
+
+    @classmethod
+    def from_json(cls, text: str) -> QueueSettings:
+        """The settings in a text such as `{"topics": 4}`; those not named keep their defaults.
+
+        Raises:
+            ContractError: A key is not known, or a value is out of range.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            hint = "" if name in cls.model_fields else did_you_mean(name, cls.model_fields)
+            raise ContractError(
+                f"topic queues, {name}: {first['msg']}, got {first['input']!r}{hint}: mend the config"
+            ) from error

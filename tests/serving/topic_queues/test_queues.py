@@ -1,0 +1,71 @@
+"""Candidates come from the topics that a user clicked most, each video once, the queues in turn."""
+
+import pytest
+
+from serving.topic_queues.queues import Candidate, TopicQueues
+from serving.topic_queues.settings import QueueSettings
+from serving.topic_queues.sqlite_store import SqliteStore
+from serving.topic_queues.store import Event, Snapshot, Video
+from transform.contract import ContractError
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Topics t: p > q > r, u: q > s, w: z; queues hold everything."""
+    everything = QueueSettings(min_exposures=1, min_click_rate=0.0)
+    store = SqliteStore(str(tmp_path / "queues.db"), everything)
+    clicks = {"p": (("t",), 90), "q": (("t", "u"), 80), "r": (("t",), 70), "s": (("u",), 60), "z": (("w",), 99)}
+    store.replace(Snapshot(1, [Video(video, topics, 100, n) for video, (topics, n) in clicks.items()]))
+    yield store
+    store.close()
+
+
+def found(store, clicks, exclude=(), **settings):
+    return [c[:2] for c in TopicQueues(store, QueueSettings(**settings)).candidates(clicks, exclude)]
+
+
+def test_topics_are_those_clicked_most_and_of_equals_the_latest(store):
+    queues = TopicQueues(store, QueueSettings(topics=2))
+    assert queues.topics(["z", "z", "z", "s", "p", "p"]) == ["w", "t"]
+    assert queues.topics(["z", "p"]) == ["t", "w"]
+    assert queues.topics(["p", "z"]) == ["w", "t"]
+    assert queues.topics(["q", "unknown"]) == ["t", "u"]
+    assert queues.topics([]) == []
+
+
+def test_only_the_last_clicks_count(store):
+    clicks = ["z"] * 5 + ["s", "p"]
+    assert TopicQueues(store, QueueSettings(recent_clicks=7)).topics(clicks)[0] == "w"
+    assert TopicQueues(store, QueueSettings(recent_clicks=2)).topics(clicks) == ["t", "u"]
+
+
+def test_queues_are_read_in_turn_and_no_video_twice(store):
+    # t: p q r and u: q s, in turn: p q | q s | r
+    assert found(store, ["p", "q"]) == [("p", "t"), ("q", "u"), ("s", "u"), ("r", "t")]
+
+
+def test_no_more_candidates_than_asked_for_and_none_excluded(store):
+    assert found(store, ["p", "q"], candidates=3) == [("p", "t"), ("q", "u"), ("s", "u")]
+    assert found(store, ["p", "q"], exclude=["p", "q"], candidates=2) == [("s", "u"), ("r", "t")]
+    assert found(store, []) == found(store, ["unknown"]) == []
+
+
+def test_scores_are_refreshed_by_what_is_recorded(store):
+    store.record([Event("r", shown=900, clicked=900)])
+    (best, *_) = TopicQueues(store).candidates(["p"])
+    # the topic's mean: 240 of 300, after 20 exposures' worth of 0: 240 / 320 = .75; (970 + 20 * .75) / 1020
+    assert best == Candidate("r", "t", pytest.approx(985 / 1020))
+
+
+def test_settings_are_read_and_checked():
+    assert QueueSettings.from_json('{"topics": 3, "fresh_share": 0.2}') == QueueSettings(topics=3, fresh_share=0.2)
+    for wrong, message in (
+        ('{"topic": 3}', r"topic: .*got 3.*topics"),
+        ('{"topics": 0}', r"topics: .*greater than or equal to 1, got 0"),
+        ('{"topics": "many"}', r"topics: .*got 'many'"),
+        ('{"fresh_share": 1.1}', r"fresh_share: .*less than or equal to 1, got 1\.1"),
+        ('{"prior_strength": 0}', r"prior_strength: .*greater than 0, got 0"),
+        ("{", r"mend the config"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            QueueSettings.from_json(wrong)

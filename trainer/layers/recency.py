@@ -1,0 +1,57 @@
+"""What a user's history says for retrieval: recent videos count more, and which topics they are of.
+
+B batch, L entries of the history, D embedding width, T rows of the topic vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.keras_version import keras
+from trainer.layers.masked_softmax import masked_softmax
+
+
+@keras.saving.register_keras_serializable("shortlist")
+class RecencyPooling(keras.layers.Layer):
+    """Weighted mean of a history, with weights softmax(w[age]) over what is there; the last entry has age 0.
+
+    All weights start equal. An empty history gives zeros, and a padded one what a shorter one gives.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Makes w."""
+        self.by_age = self.add_weight("by_age", [int(input_shape[0][1])], initializer="zeros")
+        super().build(input_shape)
+
+    def call(self, inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        """(vectors [B, L, D] most recent last, then padding; mask [B, L]) to [B, D]."""
+        vectors, mask = inputs
+        count = tf.cast(tf.reduce_sum(tf.cast(mask, tf.float32), axis=1, keepdims=True), tf.int32)
+        age = tf.maximum(count - 1 - tf.range(tf.shape(mask)[1]), 0)
+        return tf.einsum("bld,bl->bd", vectors, masked_softmax(tf.gather(self.by_age, age), mask))
+
+
+class TopicShares(keras.layers.Layer):
+    """How a user's last clicks are spread over topics: counts over their sum, zeros where no topic is known.
+
+    Attributes:
+        topics: [V, any]: the topics of each video of the vocabulary, 0 for none.
+        rows: T.
+        recent: Clicks that count, the paper's N1.
+    """
+
+    def __init__(self, topics: np.ndarray, rows: int, recent: int) -> None:
+        super().__init__()
+        self.topics, self.rows, self.recent = topics, rows, recent
+
+    def call(self, history: tf.Tensor) -> tf.Tensor:
+        """Int64 [B, L], most recent last, then zeros, to [B, T]."""
+        there = tf.cast(history != 0, tf.int32)
+        from_end = tf.reduce_sum(there, axis=1, keepdims=True) - tf.cumsum(there, axis=1)
+        topics = tf.gather(self.topics, tf.where(from_end < self.recent, history, 0))
+        flat = tf.reshape(topics, [-1, topics.shape[1] * topics.shape[2]])
+        counts = tf.reduce_sum(tf.one_hot(flat - 1, self.rows, dtype=tf.float32), axis=1)
+        return tf.math.divide_no_nan(counts, tf.reduce_sum(counts, axis=1, keepdims=True))
