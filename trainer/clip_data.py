@@ -27,6 +27,9 @@ from transform.contract import ContractError
 READ_BATCH = 256
 CATEGORIES = (clips.PRIMARY_CATEGORY, clips.SECONDARY_CATEGORY)
 
+# Nothing here needs AutoGraph, and it would convert all of tf_keras, seconds a data set.
+_plain = tf.autograph.experimental.do_not_convert
+
 Tensors = dict[str, tf.Tensor]
 
 
@@ -78,6 +81,7 @@ class ClipSplit:
         counts = np.bincount(self.labels, minlength=classes)
         return (len(self.labels) / np.maximum(counts, 1) / np.count_nonzero(counts)).astype(np.float32)
 
+    @_plain
     def epochs(
         self, first: int, last: int, batch_size: int, seed: int, shuffle_rows: int, skip: int = 0
     ) -> tf.data.Dataset:
@@ -86,6 +90,7 @@ class ClipSplit:
         clips_of = reduce(tf.data.Dataset.concatenate, orders).skip(skip * batch_size)
         return self._batches(clips_of.map(self._augmented, tf.data.AUTOTUNE), batch_size)
 
+    @_plain
     def in_order(self, batch_size: int) -> tf.data.Dataset:
         """All clips once, in order and as they are, as batches of (inputs, labels, weight)."""
         return self._batches(self._records().map(self._decoded, tf.data.AUTOTUNE), batch_size)
@@ -131,6 +136,7 @@ class ClipSplit:
         return decoded.batch(batch_size).map(transformed).prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
+@_plain
 def read(
     patterns: Sequence[str],
     settings: ClipSettings,

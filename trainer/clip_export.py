@@ -26,19 +26,22 @@ Tensors = dict[str, tf.Tensor]
 
 
 class _Serving(tf.Module):
-    """Holds what the signatures need, so that its variables, tables and files are saved."""
+    """Holds what the signatures need, so that its variables, tables and files are saved.
+
+    The model itself is not held: Keras would save functions of every layer, which takes most of the time of an export.
+    """
 
     def __init__(self, model: keras.Model, settings: ClipSettings, transform_output: tft.TFTransformOutput) -> None:
         super().__init__()
-        self.model = model
+        self.weights = model.variables
         self.tft_layer = transform_output.transform_features_layer()
         self._settings = settings
         self._classes = transform_output.vocabulary_by_name(clips.PRIMARY_CATEGORY)
 
-    def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
+    def signatures(self, model: keras.Model) -> dict[str, tf.types.experimental.ConcreteFunction]:
         def answer(raw: Tensors) -> Tensors:
             inputs = {**decode(raw, self._settings), clips.TITLE: transform(self.tft_layer, raw)[clips.TITLE]}
-            return self.model({name: inputs[name] for name in self.model.input_names}, training=False)
+            return model({name: inputs[name] for name in model.input_names}, training=False)
 
         def serving_default(examples: tf.Tensor) -> Tensors:
             probabilities = answer(self._parse(examples))["probabilities"]
@@ -76,7 +79,7 @@ def export(model: keras.Model, settings: ClipSettings, transform_output: tft.TFT
         directory: Where to; made if need be. Files of the SavedModel's names are overwritten, others stay.
     """
     serving = _Serving(model, settings, transform_output)
-    tf.saved_model.save(serving, directory, signatures=serving.signatures())
+    tf.saved_model.save(serving, directory, signatures=serving.signatures(model))
     path = f"{directory}/{SHAPE_FILE}"
     tf.io.gfile.makedirs(path.rpartition("/")[0])
     with tf.io.gfile.GFile(path, "w") as file:

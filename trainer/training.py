@@ -164,6 +164,7 @@ def fit(
         A new model, without traces of strategy and precision.
     """
     keras.utils.set_random_seed(config.seed)
+    build = tf.autograph.experimental.do_not_convert(build)
     batch_size = min(config.batch_size, train.rows)
     steps = train.rows // batch_size
     with _precision(config), _saved_randomness(), strategy.scope():

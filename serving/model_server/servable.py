@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import tensorflow as tf
+import tensorflow_text  # noqa: F401 (its ops are in a stock TensorFlow Serving)
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from serving.model_server.errors import RequestError

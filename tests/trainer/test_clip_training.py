@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_transform as tft
+from tensorflow_serving.apis import prediction_log_pb2
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
@@ -237,6 +238,38 @@ def test_serving_default_names_the_class_with_the_highest_probability(answers: d
     assert answers["serving_default.all_classes"].tolist() == [[b"warm", b"cold"]] * 12
     expected = [[b"warm", b"cold"][i] for i in probabilities.argmax(axis=1)]
     assert answers["serving_default.predicted_class"].tolist() == expected
+
+
+SERVE = """
+import sys
+from serving.model_server.configuration import Latest, ModelSource
+from serving.model_server.models import Models
+from tensorflow_serving.apis import model_pb2
+import logging
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+models = Models([ModelSource("classifier", sys.argv[1], Latest(1))])
+models.refresh()
+print(models.status(model_pb2.ModelSpec(name="classifier")))
+assert not {"tensorflow_transform", "trainer"} & set(sys.modules)
+"""
+
+
+def test_a_model_server_loads_the_classifier_and_answers_its_warm_up_requests_of_real_clips(
+    trained: Path, folder: Path, tmp_path: Path
+):
+    """One request of one clip, and one of eight: the first of the examples that TFX's Trainer was given."""
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "1").symlink_to(trained / "model")
+    command = [sys.executable, "-c", SERVE, str(tmp_path / "classifier")]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert "classifier version 1: answered 2 warm-up requests" in said
+    assert "error=''" in said
+    logs = tf.data.TFRecordDataset(str(trained / "model" / "assets.extra" / "tf_serving_warmup_requests"))
+    requests = [
+        prediction_log_pb2.PredictionLog.FromString(log).predict_log.request for log in logs.as_numpy_iterator()
+    ]
+    real = [record.numpy() for record in tf.data.TFRecordDataset(str(folder / "valid" / "examples.gz"), "GZIP").take(8)]
+    assert [list(request.inputs["examples"].string_val) for request in requests] == [real[:1], real]
 
 
 def test_embed_gives_vectors_by_video_with_zeros_for_what_is_missing(answers: dict[str, np.ndarray]):
