@@ -1,10 +1,14 @@
-"""How fast clips come in: clips/s of ClipExampleGen with one and two workers, against a bare PyAV loop.
+"""How fast clips come in: clips/s of ClipExampleGen with one and two workers, against bare PyAV loops.
 
-The bare loop decodes and resizes the same frames of the same files and keeps nothing: no JPEG, no sound, no limits, no
-files, no Beam. Every measurement is a fresh process. Beam's and TensorFlow's start takes as long as hundreds of clips,
-so the component runs over `--clips` and over a quarter of them, and the difference counts.
+The first loop decodes and resizes the same frames of the same files and keeps nothing: no JPEG, no sound, no limits, no
+files, no Beam. Against it the bars are held. The second also encodes the frames and decodes and resamples the sound,
+as the component does before it makes and writes examples; it is there to tell what the component itself costs.
 
-    python benchmarks/decode.py [--from DIR of class folders] [--clips 800] [--repeats 3] [--key-frames 0]
+Every measurement is a fresh process. Beam's and TensorFlow's start takes as long as hundreds of clips, so everything
+runs over `--clips` and over a quarter of them, and the difference counts. A worker decodes in one process and makes
+examples in another, so that one worker uses somewhat more than one core.
+
+    python benchmarks/decode.py [--from DIR of class folders] [--clips 800] [--repeats 3] [--key-frames 0] [--quick]
 """
 
 from __future__ import annotations
@@ -26,7 +30,14 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SPLITS = '{"by": "hash", "train": 0.8, "valid": 0.1, "test": 0.1}'
 PACKAGES = ("apache-beam", "av", "numpy", "opencv-python-headless", "tensorflow", "tensorflow-io", "tfx")
-BARS = {"one worker / bare loop": 0.8, "two workers / one": 1.6}
+LOOP, FULL_LOOP = "loop", "full-loop"
+MEASURED = {  # as --measure names it
+    LOOP: "bare PyAV loop: decode, resize",
+    FULL_LOOP: "bare PyAV loop: decode, resize, JPEG, sound",
+    "1": "ClipExampleGen, one worker",
+    "2": "ClipExampleGen, two workers",
+}
+BARS = {"one worker / bare loop that decodes and resizes": 0.8, "two workers / one": 1.6}
 
 
 def main() -> None:
@@ -35,18 +46,23 @@ def main() -> None:
     parser.add_argument("--from", dest="source", default=str(data / "clips" / "surv-fight"))
     parser.add_argument("--clips", type=int, default=800)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--key-frames", type=int, default=0, help="candidates for the cover; the bare loop has none")
-    parser.add_argument("--measure", nargs=3, metavar=("WORKERS", "WORLD", "SETTINGS"), help=argparse.SUPPRESS)
+    parser.add_argument("--key-frames", type=int, default=0, help="candidates for the cover; the bare loops have none")
+    parser.add_argument("--quick", action="store_true", help="16 clips once, to try the script; nothing is written")
+    parser.add_argument("--measure", nargs=3, metavar=("WHAT", "WORLD", "SETTINGS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(*arguments.measure)))
         return
+    if arguments.quick:
+        arguments.clips, arguments.repeats = 16, 1
     with tempfile.TemporaryDirectory() as folder:
-        write_results(run(arguments, Path(folder)), arguments)
+        results = run(arguments, Path(folder))
+    if not arguments.quick:
+        write_results(results, arguments)
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Clips/s of the bare loop (workers 0), one and two workers, in turn, so many times."""
+    """Clips/s of everything in MEASURED, in turn, so many times."""
     from transform.clip_settings import ClipSettings
 
     sizes = (arguments.clips // 4, arguments.clips)
@@ -54,13 +70,11 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     settings = ClipSettings(key_frames=arguments.key_frames).to_json()
     results = []
     for repeat in range(arguments.repeats):
-        for workers in (0, 1, 2):
-            short, long = (_in_own_process(workers, world, settings) for world in worlds)
+        for what, title in MEASURED.items():
+            short, long = (_in_own_process(what, world, settings) for world in worlds)
             rate = round((long["clips"] - short["clips"]) / (long["seconds"] - short["seconds"]), 2)
-            results.append(
-                {"workers": workers, "repeat": repeat, "clips_per_second": rate, "short": short, "long": long}
-            )
-            print(f"{workers} workers {rate:>8.2f} clips/s", flush=True)
+            results.append({"what": what, "repeat": repeat, "clips_per_second": rate, "short": short, "long": long})
+            print(f"{rate:>8.2f} clips/s  {title}", flush=True)
     return results
 
 
@@ -76,18 +90,19 @@ def make_world(source: str, size: int, out: Path) -> str:
     return summary.world
 
 
-def measure(workers: str, world: str, settings_json: str) -> dict[str, Any]:
+def measure(what: str, world: str, settings_json: str) -> dict[str, Any]:
     """One measurement, in this process."""
     from components.world import tables
     from transform.clip_settings import ClipSettings
 
     paths = tables.read_table(world, "videos", ["media_path"])["media_path"].to_pylist()
-    decode_bare(paths[:2], ClipSettings.from_json(settings_json))  # imports, and nothing else
+    settings = ClipSettings.from_json(settings_json)
+    decode_bare(paths[:2], settings, True)  # imports, and nothing else
     start = time.perf_counter()
-    if int(workers) == 0:
-        decode_bare(paths, ClipSettings.from_json(settings_json))
+    if what in (LOOP, FULL_LOOP):
+        decode_bare(paths, settings, what == FULL_LOOP)
     else:
-        decode_component(world, settings_json, int(workers))
+        decode_component(world, settings_json, int(what))
     return {"clips": len(paths), "seconds": round(time.perf_counter() - start, 3)}
 
 
@@ -111,9 +126,10 @@ def decode_component(world: str, settings_json: str, workers: int) -> None:
             raise RuntimeError("clips were rejected: the loops would not do the same")
 
 
-def decode_bare(paths: list[str], settings: Any) -> None:
-    """PyAV as fast as plain code gets: one scaler a file, its own threads off."""
+def decode_bare(paths: list[str], settings: Any, full: bool) -> None:
+    """PyAV as fast as plain code gets: one scaler a file, its own threads off; `full`: with JPEG and sound."""
     import av
+    import cv2
     from av.video.reformatter import VideoReformatter
 
     from components.clip_example_gen.clip import segments
@@ -131,14 +147,24 @@ def decode_bare(paths: list[str], settings: Any) -> None:
                 width, height = round(shown.width * scale), round(shown.height * scale)
                 picture = scaler.reformat(shown, width, height, "bgr24", threads=1).to_ndarray()
                 top, left = (height - settings.size) // 2, (width - settings.size) // 2
-                picture[top : top + settings.size, left : left + settings.size].copy()
+                picture = picture[top : top + settings.size, left : left + settings.size].copy()
+                if full:
+                    cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality])
+            if full and container.streams.audio:
+                container.seek(0)
+                resampler = av.AudioResampler(format="s16", layout="mono", rate=settings.sound_rate)
+                for heard in container.decode(audio=0):
+                    for piece in resampler.resample(heard):
+                        piece.to_ndarray()
 
 
 def write_results(results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """The JSON and the table that documents quote."""
-    best = {w: max(r["clips_per_second"] for r in results if r["workers"] == w) for w in (0, 1, 2)}
-    worst = {w: min(r["clips_per_second"] for r in results if r["workers"] == w) for w in (0, 1, 2)}
-    ratios = dict(zip(BARS, (best[1] / best[0], best[2] / best[1]), strict=True))
+    best, worst = (
+        {what: of(r["clips_per_second"] for r in results if r["what"] == what) for what in MEASURED}
+        for of in (max, min)
+    )
+    ratios = dict(zip(BARS, (best["1"] / best[LOOP], best["2"] / best["1"]), strict=True))
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "system": platform.system(), "cpu": _cpu()}
     record = {
         "machine": machine,
@@ -154,10 +180,10 @@ def write_results(results: list[dict[str, Any]], arguments: argparse.Namespace) 
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "decode.json").write_text(json.dumps(record, indent=1) + "\n")
-    names = ("bare PyAV loop", "ClipExampleGen, one worker", "ClipExampleGen, two workers")
     lines = ["| | clips/s (slowest) |", "|---|---:|"]
-    lines += [f"| {name} | {best[workers]:.1f} ({worst[workers]:.1f}) |" for workers, name in enumerate(names)]
+    lines += [f"| {title} | {best[what]:.1f} ({worst[what]:.1f}) |" for what, title in MEASURED.items()]
     lines += ["", *(f"- {name}: {ratios[name]:.2f} (bar {bar})" for name, bar in BARS.items())]
+    lines.append(f"- one worker / bare loop with JPEG and sound: {best['1'] / best[FULL_LOOP]:.2f} (no bar)")
     lines.append(
         f"\n{record['source']}, {arguments.clips} clips, 32 frames of 224 x 224 and sound a clip, key frames "
         f"{arguments.key_frames}; {machine['cores']} cores ({machine['cpu']}), best of {arguments.repeats}, load "
@@ -166,12 +192,12 @@ def write_results(results: list[dict[str, Any]], arguments: argparse.Namespace) 
     (RESULTS / "decode.md").write_text("\n".join(lines) + "\n")
 
 
-def _in_own_process(workers: int, world: str, settings: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--measure", str(workers), world, settings]
+def _in_own_process(what: str, world: str, settings: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--measure", what, world, settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"measuring {workers} workers failed: {done.stderr[-2000:]}")
+        raise RuntimeError(f"measuring {what} failed: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
