@@ -220,6 +220,20 @@ def recommend(
     _recommend(folder or newest_run(runs), user, n, target, as_json)
 
 
+@app.command()
+def index(folder: RunFolder = None, world: World = None, runs: Runs = Path("runs")) -> None:
+    """Take new videos into the served retrieval model, without training it again."""
+    from pipeline.runs import load_run, newest_run
+
+    folder = folder or newest_run(runs)
+    record = load_run(folder)
+    with _log_to(folder / "logs" / "index.log") as console:
+        from pipeline.index import rebuild
+
+        version = rebuild(record, world or record["world"])
+        console.print(f"[green]Pushed[/] topic_retrieval version {version} to {folder}/models", highlight=False)
+
+
 @app.command("compile")
 def compile_pipeline(
     config: Annotated[str, typer.Option("--config", help="Built-in name, or a .yaml file.")],
@@ -269,6 +283,9 @@ def _run(config: RunConfig, world: str, folder: Path) -> Path:
             with console.status("Loading TensorFlow and TFX"):
                 from pipeline import local_runner
             record = local_runner.run(config, world, folder, console, log)
+            from pipeline.recommend import load_queues
+
+            load_queues(asdict(record))
             _print_outcome(console, record, folder)
     except (ContractError, RunFailedError):
         if (folder / "run.json").is_file() and load_run(folder)["log"] == str(log):
@@ -333,11 +350,16 @@ def _print_feed(console: Console, feed: Feed) -> None:
     if not feed.known_user:
         console.print(f"User {feed.user_id!r} is not in the world: this is the feed of somebody new.", highlight=False)
     table = Table(
-        title=f"Feed of user {feed.user_id} ({feed.seen} videos seen before are left out)", title_style="bold"
+        title=f"Feed of user {feed.user_id} ({feed.candidates} candidates, {feed.seen} seen before left out)",
+        title_style="bold",
     )
     table.add_column("#", justify="right")
     for column in ("video", "title", "category"):
         table.add_column(column)
+    named = any(entry.topics for entry in feed.entries)
+    if named:
+        table.add_column("topic")
+    table.add_column("from")
     table.add_column("score", justify="right")
     explained = any(entry.modality_weights for entry in feed.entries)
     if explained:
@@ -345,7 +367,8 @@ def _print_feed(console: Console, feed: Feed) -> None:
     for rank, entry in enumerate(feed.entries, start=1):
         present = {name.removesuffix("_vector"): w for name, w in entry.modality_weights.items() if w > 0}
         weights = ", ".join(f"{name} {w:.0%}" for name, w in present.items()) or "no content vectors"
-        cells = [str(rank), entry.video_id, entry.title, entry.category, f"{entry.score:.3f}"]
+        topic = [next(iter(entry.topics), "")] if named else []
+        cells = [str(rank), entry.video_id, entry.title, entry.category, *topic, entry.source, f"{entry.score:.3f}"]
         table.add_row(*cells, *([weights] if explained else []))
     console.print(table)
 

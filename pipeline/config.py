@@ -8,15 +8,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from components.topic_learner.settings import TopicSettings
 from pipeline.models import MODELS
+from serving.topic_queues.settings import QueueSettings
 from transform.clip_settings import ClipSettings
 from transform.contract import ContractError, did_you_mean
 
 BUILT_IN = Path(__file__).parent / "configs"
-METRICS: dict[str, tuple[str, ...]] = {  # that gates may name, by what a model is evaluated on
-    "impressions": ("auc", "logloss", "calibration", "ndcg", "recall"),
-    "clips": ("accuracy", "macro_precision", "macro_recall"),
-}
 
 
 class _Strict(BaseModel):
@@ -47,7 +45,8 @@ class Gate(_Strict):
     """What one metric must reach before a model is pushed.
 
     Attributes:
-        metric: One of `METRICS`; ndcg and recall are at 10, by user; accuracy is top-1.
+        metric: One of the model's in `pipeline.models`; a ranker's ndcg and recall are at 10, by user; accuracy is
+            top-1.
         at_least: Absolute floor.
         at_most: Absolute ceiling.
         change: How far the metric may move the wrong way against the model now served; 0 means not at all.
@@ -86,7 +85,8 @@ class ModelConfig(_Strict):
 class RunConfig(_Strict):
     """A run: which contract, how examples are split, which models with which gates.
 
-    `clips` decodes the world's media; its content vectors are those of the classifier being served.
+    `clips` decodes the world's media; its content vectors are those of the classifier being served. `topics` learns
+    topics of videos with the topic representation being served; `queues` says what the feed takes of each topic.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
@@ -95,6 +95,9 @@ class RunConfig(_Strict):
     splits: Splits = Splits()
     clips: ClipSettings | None = None
     clip_splits: Splits = Splits(by="hash")
+    topics: TopicSettings | None = None
+    video_splits: Splits = Splits(by="hash")
+    queues: QueueSettings = QueueSettings()
     models: dict[str, ModelConfig] = Field(min_length=1)
     beam_args: tuple[str, ...] = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
 
@@ -104,7 +107,7 @@ class RunConfig(_Strict):
         for name, model in models.items():
             if name not in MODELS:
                 raise ValueError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}")
-            allowed = METRICS[MODELS[name].examples]
+            allowed = MODELS[name].metrics
             for gate in model.gates:
                 if gate.metric not in allowed:
                     raise ValueError(f"{name}: unknown metric {gate.metric!r}: expected one of {', '.join(allowed)}")
@@ -114,6 +117,11 @@ class RunConfig(_Strict):
     def _check_clips(self) -> RunConfig:
         if self.clips is None and any(MODELS[name].examples == "clips" for name in self.models):
             raise ValueError("a model of clips needs to know their shape: add `clips: {frames: 32, size: 224}`")
+        for name in (name for name in self.models if MODELS[name].examples == "videos"):
+            if self.topics is None:
+                raise ValueError(f"{name} is there to learn topics with: add `topics: {{topics: 128}}`")
+            if "cover_size" in self.models[name].model:
+                raise ValueError(f"{name}: the size of covers is a setting of `topics`: move cover_size there")
         return self
 
 
@@ -147,6 +155,8 @@ def _explain(detail: Any) -> str:
             *Gate.model_fields,
             *Splits.model_fields,
             *ClipSettings.model_fields,
+            *TopicSettings.model_fields,
+            *QueueSettings.model_fields,
         }
         return f"{key}: unknown key{did_you_mean(str(detail['loc'][-1]), known)}: remove it"
     got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"

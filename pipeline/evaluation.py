@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import tensorflow_model_analysis as tfma
 
-from pipeline.config import METRICS, Gate, ModelConfig
-from transform import clips
+from pipeline.config import Gate, ModelConfig
+from pipeline.models import CLASSES, RETRIEVAL, TASKS
+from transform import clips, videos
 from transform.contract import Contract, ContractError, Kind, Role
 
 TOP_K = 10
-HIGHER_IS_BETTER = dict.fromkeys(("auc", "ndcg", "recall", *METRICS["clips"]), True) | {"logloss": False}
+HIGHER_IS_BETTER = dict.fromkeys(("auc", "recall", *CLASSES, *TASKS, *RETRIEVAL), True) | {"logloss": False}
 
 
-def eval_config(contract: Contract, model: ModelConfig, prediction_key: str) -> tfma.EvalConfig:
+def eval_config(contract: Contract, model: ModelConfig) -> tfma.EvalConfig:
     """What Evaluator measures, by which slices, and which values bless a model.
 
     The signature that is scored is `serving_default`, the very one that answers requests.
@@ -22,7 +23,6 @@ def eval_config(contract: Contract, model: ModelConfig, prediction_key: str) -> 
     Args:
         contract: Names the label, the user key and the slice features.
         model: Gates and further slices.
-        prediction_key: Output of the signature that is evaluated.
 
     Raises:
         ContractError: A slice names a feature that is not categorical with one value.
@@ -30,7 +30,7 @@ def eval_config(contract: Contract, model: ModelConfig, prediction_key: str) -> 
     slices = slice_features(contract, model)
     label, user = contract.label.name, contract.user_key.name
     return tfma.EvalConfig(
-        model_specs=[tfma.ModelSpec(signature_name="serving_default", label_key=label, prediction_key=prediction_key)],
+        model_specs=[tfma.ModelSpec(signature_name="serving_default", label_key=label, prediction_key="score")],
         slicing_specs=[tfma.SlicingSpec(), *(tfma.SlicingSpec(feature_keys=[name]) for name in slices)],
         metrics_specs=[
             tfma.MetricsSpec(
@@ -54,30 +54,68 @@ def eval_config(contract: Contract, model: ModelConfig, prediction_key: str) -> 
     )
 
 
-def clip_eval_config(model: ModelConfig, prediction_key: str) -> tfma.EvalConfig:
+def clip_eval_config(model: ModelConfig) -> tfma.EvalConfig:
     """What Evaluator measures of a classifier of clips: top-1, macro precision and recall, and the confusion matrix.
 
     Args:
         model: Gates and further slices, of the texts of a clip example.
-        prediction_key: Output of `serving_default` with the probabilities; `all_classes` names them.
 
     Raises:
         ContractError: A slice names something else.
     """
     known = (clips.PRIMARY_CATEGORY, clips.SECONDARY_CATEGORY, clips.HAS_AUDIO, clips.DURATION_BUCKET)
     slices = list(dict.fromkeys([clips.HAS_AUDIO, clips.DURATION_BUCKET, *_gated_slices(model)]))
+    names = (*CLASSES, "confusion_matrix")
+    metrics = [_metric("OfClasses", name, model.gates, module="pipeline.class_metrics") for name in names]
+    return _of_texts("clips", known, slices, metrics, prediction_key="probabilities")
+
+
+def video_eval_config(model: ModelConfig) -> tfma.EvalConfig:
+    """What Evaluator measures of a topic representation: how often it is right on each task.
+
+    Args:
+        model: Gates and further slices, of the texts of a video example.
+
+    Raises:
+        ContractError: A slice names something else.
+    """
+    metrics = [_metric("TaskHits", name, model.gates, module="pipeline.task_hits") for name in TASKS]
+    return _of_texts("videos", videos.DESCRIBED[2:], list(dict.fromkeys(_gated_slices(model))), metrics)
+
+
+def retrieval_eval_config(contract: Contract, model: ModelConfig) -> tfma.EvalConfig:
+    """What Evaluator measures of a retrieval model, by its exported index and over all examples.
+
+    Args:
+        contract: Names label, user and video.
+        model: Gates.
+
+    Raises:
+        ContractError: Slices are asked for.
+    """
+    for name in _gated_slices(model):
+        raise ContractError(f"cannot slice retrieval by {name!r}: it is measured over all examples: remove the slice")
+    keys = f'"user": "{contract.user_key.name}", "video": "{contract.video_key.name}", '
+    module = "pipeline.retrieval_metrics"
+    metrics = [_metric("RetrievalMetric", name, model.gates, keys, module) for name in RETRIEVAL]
+    return tfma.EvalConfig(
+        model_specs=[tfma.ModelSpec(signature_name="evaluate", label_key=contract.label.name)],
+        slicing_specs=[tfma.SlicingSpec()],
+        metrics_specs=[tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="ExampleCount"), *metrics])],
+    )
+
+
+def _of_texts(
+    what: str, known: Sequence[str], slices: Sequence[str], metrics: Sequence[tfma.MetricConfig], **answers: str
+) -> tfma.EvalConfig:
     for name in slices:
         if name not in known:
-            raise ContractError(f"cannot slice clips by {name!r}: expected one of {', '.join(known)}")
-    spec = tfma.ModelSpec(
-        signature_name="serving_default", label_key=clips.PRIMARY_CATEGORY, prediction_key=prediction_key
-    )
-    names = (*METRICS["clips"], "confusion_matrix")
-    of_classes = [_metric("OfClasses", name, model.gates, module="pipeline.class_metrics") for name in names]
+            raise ContractError(f"cannot slice {what} by {name!r}: expected one of {', '.join(known)}")
+    spec = tfma.ModelSpec(signature_name="serving_default", label_key=clips.PRIMARY_CATEGORY, **answers)
     return tfma.EvalConfig(
         model_specs=[spec],
         slicing_specs=[tfma.SlicingSpec(), *(tfma.SlicingSpec(feature_keys=[name]) for name in slices)],
-        metrics_specs=[tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="ExampleCount"), *of_classes])],
+        metrics_specs=[tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="ExampleCount"), *metrics])],
     )
 
 

@@ -27,7 +27,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import RunFailedError
 from pipeline.fingerprint import code_fingerprint
 from pipeline.judgement import inputs_key, judgement_key
-from pipeline.models import CLASSIFIER, MODELS, check_settings
+from pipeline.models import CLASSIFIER, MODELS, REPRESENTATION, check_settings
 from pipeline.runs import load_run
 from transform import contract as contracts
 
@@ -37,6 +37,9 @@ Outcome = Literal["pushed", "refused", "failed"]
 RECORDED = {
     ("ClipExampleGen", "Examples"): "clips",
     ("ContentEmbedder", "shortlist.ContentVectors"): "content",
+    ("VideoExampleGen", "Examples"): "videos",
+    ("TopicLearner", "shortlist.Topics"): "topics",
+    ("TopicQueues", "shortlist.QueueSnapshot"): "queues",
     ("ImpressionExampleGen", "Examples"): "examples",
     ("StatisticsGen", "ExampleStatistics"): "statistics",
     ("ExampleValidator", "ExampleAnomalies"): "anomalies",
@@ -104,12 +107,15 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         root=str(folder),
         models=str(folder / "models"),
         clips_fingerprint=f"{media.fingerprint(world)}-{code_fingerprint()}" if config.clips else "",
+        videos_fingerprint=(
+            f"{media.fingerprint(world, 'cover_path', optional=True)}-{code_fingerprint()}" if config.topics else ""
+        ),
     )
     folder.mkdir(parents=True, exist_ok=True)
     connection = metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite"))
     started = time.time()
-    served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, CLASSIFIER}}
-    fingerprints = {"impressions": at.fingerprint, "clips": at.clips_fingerprint}
+    served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, CLASSIFIER, REPRESENTATION}}
+    fingerprints = {"impressions": at.fingerprint, "clips": at.clips_fingerprint, "videos": at.videos_fingerprint}
     shared = config.model_dump_json(exclude={"models"}), contract.to_json(), at.world
     inputs = {
         name: inputs_key(*shared, model.model_dump_json(), fingerprints[MODELS[name].examples])
@@ -128,7 +134,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         judgements=judgements,
     )
     history = History(connection, config)
-    known = {CLASSIFIER: served[CLASSIFIER], **judgements}
+    known = {**{name: served[name] for name in (CLASSIFIER, REPRESENTATION)}, **judgements}
     pipeline = training_pipeline.build(config, contract, at, known, connection)
     try:
         with _progress(console, record, history):

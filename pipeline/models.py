@@ -1,4 +1,4 @@
-"""The table of models: which functions prepare, train and serve each of them.
+"""The table of models: which functions prepare, train and serve each of them, and what it is judged by.
 
 Functions are named by dotted path, never by file, so that workers import them from the installed package.
 """
@@ -10,46 +10,60 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Stream = Literal["clips", "videos", "impressions"]
+
+PREPROCESSING: dict[Stream, str] = {  # given to Transform; models of one stream share what it makes
+    "clips": "transform.clips.preprocessing_fn",
+    "videos": "transform.videos.preprocessing_fn",
+    "impressions": "transform.impressions.preprocessing_fn",
+}
+RANKING = ("auc", "logloss", "calibration", "ndcg", "recall")
+CLASSES = ("accuracy", "macro_precision", "macro_recall")
+TASKS = ("primary_hits", "secondary_hits", "tags_hits")
+RECALLS = (20, 100, 600)
+RETRIEVAL = (*(f"recall_at_{k}" for k in RECALLS), "ndcg", "hit_rate", "coverage", "share_of_new", "index_recall")
+
 
 @dataclass(frozen=True)
 class ModelEntry:
     """One kind of model a run may train.
 
     Attributes:
-        preprocessing_fn: Dotted path of the function given to Transform.
         run_fn: Dotted path of the function given to Trainer.
         settings: Dotted path of the class that checks `model:` of a run configuration.
         training_settings: Dotted path of the class that checks `training:`.
-        prediction_key: The output of `serving_default` that is evaluated.
+        metrics: What is measured of it, and what gates may name.
         examples: What it learns from and is evaluated on.
     """
 
-    preprocessing_fn: str
     run_fn: str
     settings: str
-    training_settings: str
-    prediction_key: str
-    examples: Literal["impressions", "clips"] = "impressions"
+    training_settings: str = "trainer.training.TrainingConfig"
+    metrics: tuple[str, ...] = RANKING
+    examples: Stream = "impressions"
 
 
+CLASSIFIER = "video_classifier"  # whose vectors ContentEmbedder makes
+REPRESENTATION = "topic_representation"  # whose vectors TopicLearner clusters
+RETRIEVER = "topic_retrieval"
 MODELS: dict[str, ModelEntry] = {
-    "ranker": ModelEntry(
-        preprocessing_fn="transform.impressions.preprocessing_fn",
-        run_fn="trainer.ranker.run_fn",
-        settings="trainer.ranker.Config",
-        training_settings="trainer.training.TrainingConfig",
-        prediction_key="score",
-    ),
-    "video_classifier": ModelEntry(
-        preprocessing_fn="transform.clips.preprocessing_fn",
+    "ranker": ModelEntry("trainer.ranker.run_fn", "trainer.ranker.Config"),
+    CLASSIFIER: ModelEntry(
         run_fn="trainer.video_classifier.run_fn",
         settings="trainer.video_classifier.Config",
         training_settings="trainer.clip_training.ClipTrainingConfig",
-        prediction_key="probabilities",
+        metrics=CLASSES,
         examples="clips",
     ),
+    REPRESENTATION: ModelEntry(
+        run_fn="trainer.topic_representation.run_fn",
+        settings="trainer.topic_representation.Config",
+        training_settings="trainer.topic_representation.TopicTrainingConfig",
+        metrics=TASKS,
+        examples="videos",
+    ),
+    RETRIEVER: ModelEntry("trainer.topic_retrieval.run_fn", "trainer.topic_retrieval.Config", metrics=RETRIEVAL),
 }
-CLASSIFIER = "video_classifier"  # whose vectors ContentEmbedder makes
 
 
 def check_settings(name: str, model: Mapping[str, Any], training: Mapping[str, Any]) -> None:

@@ -7,45 +7,21 @@ moment? The rank is that in the full answer of the exported index, never one amo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.metrics import metric_types
 
-from pipeline.config import Gate
-from transform.contract import Contract
+from pipeline.models import RECALLS, RETRIEVAL
 
 TOP = 20
-RECALLS = (20, 100, 600)
-METRICS = (*(f"recall_at_{k}" for k in RECALLS), "ndcg", "hit_rate", "coverage", "share_of_new", "index_recall")
-
-
-def eval_config(contract: Contract, gates: Sequence[Gate]) -> tfma.EvalConfig:
-    """What Evaluator measures of a retrieval model, over all examples.
-
-    Args:
-        contract: Names label, user and video.
-        gates: Floors and change thresholds; every metric is better higher.
-    """
-    metrics = []
-    for name in METRICS:
-        names = f'"name": "{name}", "user": "{contract.user_key.name}", "video": "{contract.video_key.name}"'
-        metric = tfma.MetricConfig(class_name="RetrievalMetric", module=__name__, config=f"{{{names}}}")
-        for gate in (gate for gate in gates if gate.metric == name):
-            metric.threshold.CopyFrom(_threshold(gate))
-        metrics.append(metric)
-    model = tfma.ModelSpec(signature_name="evaluate", label_key=contract.label.name)
-    return tfma.EvalConfig(
-        model_specs=[model], slicing_specs=[tfma.SlicingSpec()], metrics_specs=[tfma.MetricsSpec(metrics=metrics)]
-    )
 
 
 class RetrievalMetric(metric_types.Metric):
-    """One of `METRICS`.
+    """One of `pipeline.models.RETRIEVAL`.
 
     - recall_at_K: mean over users with a positive of the share of their positives that were among the first K answers;
     - ndcg: mean over positives of 1 / log2(1 + rank), 0 beyond 20: one video is sought each time;
@@ -117,7 +93,7 @@ class Sums:
         self.counts, self.first = self.counts + other.counts, self.first | other.first
 
     def values(self) -> dict[str, float]:
-        """All of `METRICS`; NaN where there is nothing to tell by."""
+        """All of them; NaN where there is nothing to tell by."""
         hits = np.array(list(self.users.values())).reshape(-1, 1 + len(RECALLS))
         shown, new, exact, found = self.counts
         return {
@@ -138,29 +114,32 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else float("nan")
 
 
-def _computations(
-    name: str, user: str, video: str, model_names: list[str] | None = None, **unused: Any
-) -> list[metric_types.MetricComputation]:
-    return [
-        metric_types.MetricComputation(
-            keys=[metric_types.MetricKey(name, model_name=model)],
-            preprocessors=[metric_types.FeaturePreprocessor(feature_keys=[user, video])],
-            combiner=_Combiner(metric_types.MetricKey(name, model_name=model), user, video),
-        )
-        for model in model_names or [""]
-    ]
+def _computations(name: str, user: str, video: str, model_names: list[str] | None = None, **unused: Any) -> list[Any]:
+    """One pass over the answers for all metrics (TFMA leaves out what it has already), of which each is handed on."""
+    found: list[Any] = []
+    for model in model_names or [""]:
+        combiner = _Combiner(model, user, video)
+        features = metric_types.FeaturePreprocessor(feature_keys=[user, video])
+        found.append(metric_types.MetricComputation(list(combiner.keys.values()), [features], combiner))
+        found.append(_handed_on(metric_types.MetricKey(name, model_name=model), combiner.keys[name]))
+    return found
+
+
+def _handed_on(key: metric_types.MetricKey, private: metric_types.MetricKey) -> metric_types.DerivedMetricComputation:
+    return metric_types.DerivedMetricComputation(keys=[key], result=lambda metrics: {key: metrics[private]})
 
 
 class _Combiner(beam.CombineFn):
-    def __init__(self, key: metric_types.MetricKey, user: str, video: str) -> None:
-        self._key, self._user, self._video = key, user, video
+    def __init__(self, model: str, user: str, video: str) -> None:
+        self._model, self._user, self._video = model, user, video
+        self.keys = {name: metric_types.MetricKey(f"_{name}", model_name=model) for name in RETRIEVAL}
 
     def create_accumulator(self) -> Sums:
         return Sums()
 
     def add_input(self, accumulator: Sums, element: Any) -> Sums:
         answers = element.prediction
-        answers = answers.get(self._key.model_name, answers)
+        answers = answers.get(self._model, answers)
         user, video = (np.ravel(element.features[name])[0] for name in (self._user, self._video))
         rows = {name: np.ravel(value) for name, value in answers.items()}
         accumulator.add(user, video, float(np.ravel(element.label)[0]), rows)
@@ -173,17 +152,4 @@ class _Combiner(beam.CombineFn):
         return total
 
     def extract_output(self, accumulator: Sums) -> dict[metric_types.MetricKey, float]:
-        return {self._key: accumulator.values()[self._key.name]}
-
-
-def _threshold(gate: Gate) -> tfma.MetricThreshold:
-    threshold = tfma.MetricThreshold()
-    if gate.at_least is not None:
-        threshold.value_threshold.lower_bound.value = gate.at_least
-    if gate.at_most is not None:
-        threshold.value_threshold.upper_bound.value = gate.at_most
-    if gate.change is not None:
-        threshold.change_threshold.direction = tfma.MetricDirection.HIGHER_IS_BETTER
-        # TFMA compares with "<=": the tolerance is open by a hair, so that an equal model passes at 0.
-        threshold.change_threshold.absolute.value = -(gate.change + 1e-9)
-    return threshold
+        return {self.keys[name]: value for name, value in accumulator.values().items()}

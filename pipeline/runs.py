@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def load_run(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError) as error:
         raise ContractError(f"{path}: expected the record of a run, got {error!r}: delete it and run again") from error
     return record
+
+
+def artifact(run: Mapping[str, Any], name: str) -> str | None:
+    """The folder of an artifact that any of a run's models was made with; None if there is none of that name."""
+    return next((uris[name] for uris in run.get("artifacts", {}).values() if name in uris), None)
 
 
 def newest_run(runs: Path) -> Path:

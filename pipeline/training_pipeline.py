@@ -1,10 +1,12 @@
-"""The graph: clips and interactions to gated, pushed models. One definition for every engine that runs it."""
+"""The graph: clips, videos and interactions to gated, pushed models. One definition for every engine that runs it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import tensorflow_model_analysis as tfma
+from tfx import types
 from tfx.components import Evaluator, ExampleValidator, Pusher, StatisticsGen, Transform
 from tfx.dsl.components.base import base_node
 from tfx.orchestration import pipeline as tfx_pipeline
@@ -12,15 +14,20 @@ from tfx.proto import pusher_pb2, transform_pb2
 
 from components.anomaly_gate.component import AnomalyGate
 from components.clip_example_gen.component import ClipExampleGen
-from components.clip_schema.component import ClipSchema
 from components.content_embedder.component import ContentEmbedder
 from components.contract_schema.component import ContractSchema
+from components.example_schema.component import ExampleSchema
 from components.impression_example_gen.component import ImpressionExampleGen
 from components.serving_baseline.component import ServingBaseline
+from components.topic_learner.component import TopicLearner
+from components.topic_learner.settings import TopicSettings
+from components.topic_queues.component import TopicQueues
 from components.trainer.component import Trainer
+from components.video_example_gen.component import VideoExampleGen
+from pipeline import evaluation
 from pipeline.config import RunConfig
-from pipeline.evaluation import clip_eval_config, eval_config
-from pipeline.models import CLASSIFIER, MODELS
+from pipeline.models import CLASSES, CLASSIFIER, MODELS, PREPROCESSING, RANKING, REPRESENTATION, RETRIEVAL, Stream
+from transform import videos
 from transform.clip_settings import ClipSettings
 from transform.contract import Contract
 
@@ -36,6 +43,7 @@ class Locations:
         root: Folder of artifacts and checkpoints.
         models: Push destination; each model has a folder of versions in it.
         clips_fingerprint: As `fingerprint`, of the world's media.
+        videos_fingerprint: As `fingerprint`, of the world's covers.
     """
 
     world: str
@@ -43,6 +51,7 @@ class Locations:
     root: str
     models: str
     clips_fingerprint: str = ""
+    videos_fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,136 +59,203 @@ class _Stream:
     """Examples that models learn from, with what goes before and beside them.
 
     Attributes:
+        kind: Which.
         nodes: All of the stream up to the examples.
         examples: The node that makes them.
         schema: The node of their schema.
         parameters: What Transform and Trainer are told.
         waits_for: What must be done before Transform.
+        shape: Of what is in the examples, where a model can read one shape only.
     """
 
+    kind: Stream
     nodes: list[base_node.BaseNode]
     examples: base_node.BaseNode
     schema: base_node.BaseNode
     parameters: dict[str, Any]
     waits_for: list[base_node.BaseNode]
+    shape: str | None = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every part of the graph is built from; see `components`."""
+
+    config: RunConfig
+    contract: Contract
+    at: Locations
+    judgements: dict[str, str]
+
+    def add_models(self, stream: _Stream, nodes: list[base_node.BaseNode]) -> dict[str, base_node.BaseNode]:
+        """Add a stream to the nodes, with all models that learn from it; give their Pushers by name."""
+        nodes += stream.nodes
+        names = [name for name in self.config.models if MODELS[name].examples == stream.kind]
+        if not names:
+            return {}
+        transform = _transform(stream, stream.kind if len(self.config.models) > 1 else "")
+        nodes.append(transform)
+        pushers = {}
+        for name in names:
+            chain = _model_nodes(name, self, stream, transform)
+            nodes += chain
+            pushers[name] = chain[-1]
+        return pushers
+
+    def served_model(self, name: str, pushers: dict[str, base_node.BaseNode]) -> dict[str, Any]:
+        """What a node is told that runs a served model: where it is, and which Pusher or version it depends on."""
+        pusher = pushers.get(name)
+        return {
+            "push_destination": f"{self.at.models}/{name}",
+            "pushed_model": pusher.outputs["pushed_model"] if pusher else None,
+            "served_version": "" if pusher else self.judgements.get(name, ""),
+        }
 
 
 def components(
     config: RunConfig, contract: Contract, at: Locations, judgements: dict[str, str]
 ) -> list[base_node.BaseNode]:
-    """All nodes of a run in topological order: clips to content vectors, then impressions.
+    """All nodes of a run in topological order: clips to content vectors, videos to topics, then impressions.
 
     Args:
         config: What to run.
         contract: The features.
         at: Where.
-        judgements: For each model, what its judgement is cached under, see `pipeline.judgement`; for the classifier,
-            where the run does not train it, the version being served.
+        judgements: For each model, what its judgement is cached under, see `pipeline.judgement`; for those that
+            describe videos, where the run does not train them, the version being served.
     """
-    of = {kind: [n for n in config.models if MODELS[n].examples == kind] for kind in ("clips", "impressions")}
-    nodes: list[base_node.BaseNode] = []
-    content = None
+    run, nodes = _Run(config, contract, at, judgements), list[base_node.BaseNode]()
+    clip_examples = content = topics = None
     if config.clips is not None:
-        stream = _clips(config, config.clips, contract, at)
-        chains = {name: _model_nodes(name, config, contract, at, judgements, stream) for name in of["clips"]}
-        pusher = chains[CLASSIFIER][-1] if CLASSIFIER in chains else None
+        stream = _clips(run, config.clips)
+        clip_examples = stream.examples.outputs["examples"]
         content = ContentEmbedder(
-            examples=stream.examples.outputs["examples"],
-            push_destination=f"{at.models}/{CLASSIFIER}",
+            examples=clip_examples,
             clip_shape=config.clips.shape,
             store=f"{at.root}/content",
-            pushed_model=pusher.outputs["pushed_model"] if pusher else None,
-            served_version="" if pusher else judgements.get(CLASSIFIER, ""),
+            **run.served_model(CLASSIFIER, run.add_models(stream, nodes)),
         )
-        nodes += [*stream.nodes, *(node for chain in chains.values() for node in chain), content]
-    if of["impressions"]:
-        stream = _impressions(config, contract, at, content)
-        nodes += stream.nodes
-        for name in of["impressions"]:
-            nodes += _model_nodes(name, config, contract, at, judgements, stream)
+        nodes.append(content)
+    if config.topics is not None:
+        stream = _videos(run, config.topics, clip_examples)
+        topics = TopicLearner(
+            examples=stream.examples.outputs["examples"],
+            store=f"{at.root}/topics",
+            settings_json=config.topics.model_dump_json(),
+            **run.served_model(REPRESENTATION, run.add_models(stream, nodes)),
+        )
+        nodes.append(topics)
+    if any(MODELS[name].examples == "impressions" for name in config.models):
+        if topics is not None:
+            nodes.append(
+                TopicQueues(
+                    world=at.world,
+                    world_fingerprint=at.fingerprint,
+                    contract_json=contract.to_json(),
+                    topics=topics.outputs["topics"],
+                )
+            )
+        run.add_models(_impressions(run, content, topics), nodes)
     return nodes
 
 
-def _clips(config: RunConfig, settings: ClipSettings, contract: Contract, at: Locations) -> _Stream:
+def _clips(run: _Run, settings: ClipSettings) -> _Stream:
     """The world's media as clips. Their examples need no validation: ClipExampleGen alone gives them their shape."""
     examples = ClipExampleGen(
-        world=at.world,
-        world_fingerprint=at.clips_fingerprint,
-        contract_json=contract.to_json(),
+        world=run.at.world,
+        world_fingerprint=run.at.clips_fingerprint,
+        contract_json=run.contract.to_json(),
         settings_json=settings.to_json(),
-        splits_json=config.clip_splits.model_dump_json(),
+        splits_json=run.config.clip_splits.model_dump_json(),
     )
-    schema = ClipSchema()
-    parameters = {"clips": settings.to_json(), "fingerprint": at.clips_fingerprint}
-    return _Stream([examples, schema], examples, schema, parameters, [])
+    schema = ExampleSchema(module="transform.clips").with_id("ClipSchema")
+    parameters = {"clips": settings.to_json(), "fingerprint": run.at.clips_fingerprint}
+    return _Stream("clips", [examples, schema], examples, schema, parameters, [], settings.shape)
 
 
-def _impressions(config: RunConfig, contract: Contract, at: Locations, content: base_node.BaseNode | None) -> _Stream:
-    contract_json = contract.to_json()
+def _videos(run: _Run, settings: TopicSettings, clips: types.BaseChannel | None) -> _Stream:
+    """What is known of each video; VideoExampleGen alone gives these examples their shape."""
+    examples = VideoExampleGen(
+        world=run.at.world,
+        world_fingerprint=run.at.videos_fingerprint,
+        contract_json=run.contract.to_json(),
+        cover_size=settings.cover_size,
+        splits_json=run.config.video_splits.model_dump_json(),
+        clips=clips,
+    )
+    schema = ExampleSchema(module="transform.videos").with_id("VideoSchema")
+    parameters = {"fingerprint": run.at.videos_fingerprint}
+    return _Stream("videos", [examples, schema], examples, schema, parameters, [], videos.shape(settings.cover_size))
+
+
+def _impressions(run: _Run, content: base_node.BaseNode | None, topics: base_node.BaseNode | None) -> _Stream:
+    contract_json = run.contract.to_json()
     examples = ImpressionExampleGen(
-        world=at.world,
-        world_fingerprint=at.fingerprint,
+        world=run.at.world,
+        world_fingerprint=run.at.fingerprint,
         contract_json=contract_json,
-        splits_json=config.splits.model_dump_json(),
+        splits_json=run.config.splits.model_dump_json(),
         content=content.outputs["content"] if content else None,
+        topics=topics.outputs["topics"] if topics else None,
     )
     statistics = StatisticsGen(examples=examples.outputs["examples"])
     schema = ContractSchema(contract_json=contract_json)
     validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
     gate = AnomalyGate(anomalies=validator.outputs["anomalies"])
     nodes = [examples, statistics, schema, validator, gate]
-    parameters = {"contract": contract_json, "fingerprint": at.fingerprint}
-    return _Stream(nodes, examples, schema, parameters, [gate])
+    parameters = {"contract": contract_json, "fingerprint": run.at.fingerprint}
+    return _Stream("impressions", nodes, examples, schema, parameters, [gate])
 
 
-def _model_nodes(
-    name: str, config: RunConfig, contract: Contract, at: Locations, judgements: dict[str, str], stream: _Stream
-) -> list[base_node.BaseNode]:
-    """Transform to Pusher of one model."""
-    model, entry = config.models[name], MODELS[name]
-    examples, schema = stream.examples.outputs["examples"], stream.schema.outputs["schema"]
-    of_clips = entry.examples == "clips"
+def _transform(stream: _Stream, name: str) -> base_node.BaseNode:
+    """What all models of a stream share. Pictures stay where they are; the trainer applies the graph to the texts."""
+    materialize = stream.kind == "impressions"
     transform = Transform(
-        examples=examples,
-        schema=schema,
-        preprocessing_fn=entry.preprocessing_fn,
+        examples=stream.examples.outputs["examples"],
+        schema=stream.schema.outputs["schema"],
+        preprocessing_fn=PREPROCESSING[stream.kind],
         custom_config=stream.parameters,
-        splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=[] if of_clips else ["train", "valid"]),
-        materialize=not of_clips,  # pixels stay where they are; the trainer applies the graph to the texts
+        splits_config=transform_pb2.SplitsConfig(
+            analyze=["train"], transform=["train", "valid"] if materialize else []
+        ),
+        materialize=materialize,
         disable_statistics=True,  # StatisticsGen has them, and nobody reads these
     )
     for node in stream.waits_for:
         transform.add_upstream_node(node)
+    return transform.with_id(f"Transform.{name}" if name else "Transform")
+
+
+def _model_nodes(name: str, run: _Run, stream: _Stream, transform: base_node.BaseNode) -> list[base_node.BaseNode]:
+    """Trainer to Pusher of one model."""
+    model, entry = run.config.models[name], MODELS[name]
+    examples, schema = stream.examples.outputs["examples"], stream.schema.outputs["schema"]
+    of_covers = {"cover_size": run.config.topics.cover_size} if run.config.topics and stream.kind == "videos" else {}
     trainer = Trainer(
         run_fn=entry.run_fn,
-        examples=examples if of_clips else transform.outputs["transformed_examples"],
+        examples=transform.outputs["transformed_examples"] if stream.kind == "impressions" else examples,
         raw_examples=examples,
         transform_graph=transform.outputs["transform_graph"],
         schema=schema,
         custom_config={
             **stream.parameters,
-            "model": model.model,
+            "model": {**model.model, **of_covers},
             "training": model.training,
-            "checkpoint_dir": f"{at.root}/checkpoints/{name}",
+            "checkpoint_dir": f"{run.at.root}/checkpoints/{name}",
         },
     )
-    destination = f"{at.models}/{name}"
+    destination = f"{run.at.models}/{name}"
     baseline = ServingBaseline(
         candidate=trainer.outputs["model"],
         push_destination=destination,
-        served_version=judgements.get(name, ""),
-        clip_shape=config.clips.shape if of_clips and config.clips else None,
+        served_version=run.judgements.get(name, ""),
+        clip_shape=stream.shape,
     )
     evaluator = Evaluator(
         examples=examples,
         example_splits=["test"],
         model=trainer.outputs["model"],
         baseline_model=baseline.outputs["baseline"],
-        eval_config=(
-            clip_eval_config(model, entry.prediction_key)
-            if of_clips
-            else eval_config(contract, model, entry.prediction_key)
-        ),
+        eval_config=_eval_config(name, run),
         schema=schema,
     )
     pusher = Pusher(
@@ -189,10 +265,19 @@ def _model_nodes(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=destination)
         ),
     )
-    chain = [transform, trainer, baseline, evaluator, pusher]
-    if len(config.models) > 1:
+    chain = [trainer, baseline, evaluator, pusher]
+    if len(run.config.models) > 1:
         chain = [node.with_id(f"{type(node).__name__}.{name}") for node in chain]
     return chain
+
+
+def _eval_config(name: str, run: _Run) -> tfma.EvalConfig:
+    model, metrics = run.config.models[name], MODELS[name].metrics
+    if metrics is RANKING:
+        return evaluation.eval_config(run.contract, model)
+    if metrics is RETRIEVAL:
+        return evaluation.retrieval_eval_config(run.contract, model)
+    return evaluation.clip_eval_config(model) if metrics is CLASSES else evaluation.video_eval_config(model)
 
 
 def build(

@@ -5,8 +5,9 @@ B batch, N answers, D width, E entries. Signatures:
 - `serving_default`: `examples`, string [B], serialized tf.Examples of user and context features, any of which may be
   missing, to `video_ids`, `topics` and `sources` ('topic' or 'queue'), string [B, N], and `scores`, float [B, N], best
   first; '' behind the last answer. Videos of the user's history are never answered.
-- `raw`: the same features as named tensors (see `trainer.export`), `exclude`, string [B, any], videos not to be
-  answered, and `queue`, string [B, any], candidates of a queue store;
+- `retrieve`: `examples` as well, `exclude`, string [B, any], videos not to be answered, and `queue`, string [B, any],
+  candidates of a queue store;
+- `raw`: as `retrieve`, with the features as named tensors (see `trainer.export`) instead of examples;
 - `candidates`: `examples` of video features to `video_ids` [B], `vectors` float [B, D], `topics` string [B, any] and
   `trained` bool [B], whether the id was known in training: what an index is built of;
 - `evaluate`: the answers of `serving_default` with `trained` bool [B, N], `exact_ids` string [B, 100], what reading the
@@ -16,8 +17,7 @@ B batch, N answers, D width, E entries. Signatures:
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -30,7 +30,6 @@ from trainer.layers.topic_index import COMPARED, Catalogue, IndexSettings, Topic
 from transform.contract import MADE_FROM, Contract, ContractError, Feature, Kind, Role
 from transform.schema import parse_spec
 
-log = logging.getLogger("trainer")
 CHUNK = 4096
 ANSWERS = ("video_ids", "scores", "topics", "sources")
 TOPIC_VOCABULARY, CATEGORY = "topic", "videos.primary_category"
@@ -129,10 +128,11 @@ class _Serving(tf.Module):
             answers = self._answer(*self.towers.query(examples))
             return {name: answers[name] for name in ANSWERS}
 
+        def retrieve(examples: tf.Tensor, exclude: tf.Tensor, queue: tf.Tensor) -> Tensors:
+            return self._retrieve(self.towers.query(examples), exclude, queue)
+
         def raw(exclude: tf.Tensor, queue: tf.Tensor, **features: tf.Tensor) -> Tensors:
-            queries, history = self.towers.query_raw(features)
-            answers = self.index.answer(queries, tf.concat([history, exclude], axis=1), history, queue)
-            return {name: answers[name] for name in ANSWERS}
+            return self._retrieve(self.towers.query_raw(features), exclude, queue)
 
         def candidates(examples: tf.Tensor) -> Tensors:
             return dict(self.towers.candidates(examples))
@@ -149,8 +149,14 @@ class _Serving(tf.Module):
             function.__name__: tf.function(function, autograph=False).get_concrete_function(examples)
             for function in (serving_default, candidates, evaluate)
         }
+        signatures["retrieve"] = tf.function(retrieve, autograph=False).get_concrete_function(examples, **more)
         signatures["raw"] = tf.function(raw, autograph=False).get_concrete_function(**self._specs, **more)
         tf.saved_model.save(self, directory, signatures=signatures)
+
+    def _retrieve(self, asked: tuple[tf.Tensor, tf.Tensor], exclude: tf.Tensor, queue: tf.Tensor) -> Tensors:
+        queries, history = asked
+        answers = self.index.answer(queries, tf.concat([history, exclude], axis=1), history, queue)
+        return {name: answers[name] for name in ANSWERS}
 
     def _answer(self, queries: tf.Tensor, history: tf.Tensor, exact: bool = False) -> Tensors:
         return self.index.answer(queries, history, history, tf.zeros([tf.shape(queries)[0], 0], tf.string), exact)
@@ -165,7 +171,7 @@ def export(
     model: Any,
     contract: Contract,
     transform_output: tft.TFTransformOutput,
-    videos: Mapping[str, np.ndarray],
+    videos: Iterable[bytes],
     sample: Mapping[str, Any],
     settings: IndexSettings,
     directory: str,
@@ -176,29 +182,18 @@ def export(
         model: `trainer.topic_retrieval.TwoTowers`, computing in float32.
         contract: The features.
         transform_output: What Transform wrote.
-        videos: Transformed candidate features by name, [V, ...]; videos out of vocabulary have no name here, and are
-            left out (`rebuild` adds them).
+        videos: As for `rebuild`.
         sample: Transformed features of queries like those to come, by which the number of probes is chosen.
         settings: Of the index.
         directory: Where to; made if need be. Files of the SavedModel's names are overwritten, others stay.
+
+    Raises:
+        ContractError: No videos, or one twice.
     """
     towers = _Towers(model, contract, transform_output)
-    names = transform_output.vocabulary_by_name(f"vocabulary_{contract.video_key.vocabulary}")
-    numbers = np.asarray(videos[contract.video_key.name])
-    known = (numbers > 0) & (numbers <= len(names))
-    if not known.all():
-        log.warning("%d of %d videos are out of vocabulary: not in the index", (~known).sum(), len(known))
-    videos = {name: np.asarray(column)[known] for name, column in videos.items()}
-    vectors = model.candidate_tower.predict(_inputs(model.candidate_tower, videos), batch_size=CHUNK, verbose=0)
-    catalogue = Catalogue([names[number - 1].decode() for number in numbers[known]], vectors)
-    feature = topic_feature(contract)
-    if feature is not None:
-        topics = transform_output.vocabulary_by_name(f"vocabulary_{feature.vocabulary}")
-        rows = np.asarray(videos[feature.name]).reshape(len(vectors), -1)
-        known_topics = [[topics[t - 1].decode() for t in row if 0 < t <= len(topics)] for row in rows]
-        catalogue = catalogue._replace(topics=known_topics)
     queries = model.query_tower.predict(_inputs(model.query_tower, sample), batch_size=CHUNK, verbose=0)
-    _Serving(towers, TopicIndex(catalogue, settings, queries), raw_specs(contract)).save(directory)
+    index = TopicIndex(_catalogue(towers.candidates, videos, None), settings, queries)
+    _Serving(towers, index, raw_specs(contract)).save(directory)
 
 
 def rebuild(
@@ -226,18 +221,21 @@ def rebuild(
             f"{saved_model}: expected a retrieval model with the signature `candidates`, got "
             f"{', '.join(loaded.signatures)}: give the folder of a version that topic retrieval exported"
         )
-    rows, parts = iter(videos), []
-    while chunk := list(islice(rows, CHUNK)):
-        parts.append({n: v.numpy() for n, v in loaded.signatures["candidates"](examples=tf.constant(chunk)).items()})
     if settings is None:
         settings = IndexSettings.of(json.loads(loaded.index.settings_json.numpy()), "index")
-    index = TopicIndex(_catalogue(parts, queues), settings, loaded.index.sample.numpy())
+    catalogue = _catalogue(loaded.towers.candidates, videos, queues)
+    index = TopicIndex(catalogue, settings, loaded.index.sample.numpy())
     given = loaded.signatures["raw"].structured_input_signature[1]
     specs = {name: spec for name, spec in given.items() if name not in ("exclude", "queue")}
     _Serving(loaded.towers, index, specs).save(directory)
 
 
-def _catalogue(parts: list[dict[str, np.ndarray]], queues: Mapping[str, Sequence[str]] | None) -> Catalogue:
+def _catalogue(
+    candidates: Callable[[tf.Tensor], Tensors], videos: Iterable[bytes], queues: Mapping[str, Sequence[str]] | None
+) -> Catalogue:
+    rows, parts = iter(videos), []
+    while chunk := list(islice(rows, CHUNK)):
+        parts.append({name: value.numpy() for name, value in candidates(tf.constant(chunk)).items()})
     if not parts:
         raise ContractError("index: expected videos, got none: give the catalogue that is to be served")
     return Catalogue(

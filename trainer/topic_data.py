@@ -69,7 +69,7 @@ class VideoSplit:
 
     def _records(self) -> tf.data.Dataset:
         both = tf.data.Dataset.zip((records(self.files), tf.data.Dataset.from_tensor_slices(self.known)))
-        kept = both.filter(lambda record, known: known).map(lambda record, known: record)
+        kept = both.filter(_plain(lambda record, known: known)).map(_plain(lambda record, known: record))
         return kept.apply(tf.data.experimental.assert_cardinality(self.rows))
 
     def _batches(self, of: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

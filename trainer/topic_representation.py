@@ -32,6 +32,7 @@ from trainer.topic_data import HAS_COVER, LABELS, TITLE_TEXT, pack, read, read_i
 from trainer.training import Objective, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
 from trainer.visual.cover import inception_resnet_v2, small_cnn
 from transform import clips, videos
+from transform.clip_settings import SHAPE_FILE
 
 TASKS = ("primary", "secondary", "tags")  # in the order of LABELS
 
@@ -329,6 +330,10 @@ def export(model: keras.Model, config: Config, transform_output: tft.TFTransform
     """
     serving = _Serving(model, config, transform_output)
     tf.saved_model.save(serving, directory, signatures=serving.signatures())
+    path = f"{directory}/{SHAPE_FILE}"
+    tf.io.gfile.makedirs(path.rpartition("/")[0])
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(videos.shape(config.cover_size))
 
 
 def run_fn(fn_args: Any) -> None:

@@ -23,7 +23,8 @@ import tensorflow_recommenders as tfrs
 import tensorflow_transform as tft
 from pydantic import Field
 
-from trainer.data import READ_BATCH, Split, read
+from trainer.data import READ_BATCH, Split, read, records
+from trainer.export import write_warm_up
 from trainer.inputs import Inputs, keras_inputs
 from trainer.keras_version import keras
 from trainer.layers.fields import IdDropout, MaskedMean, Present
@@ -333,10 +334,11 @@ def videos_of(train: Split, rows: int) -> Videos:
 
 
 def run_fn(fn_args: Any) -> None:
-    """Trains the towers and exports them with an index of the train split's videos: what TFX's Trainer calls.
+    """Trains the towers and exports them with an index of the whole catalogue: what TFX's Trainer calls.
 
     Args:
-        fn_args: TFX's FnArgs. `custom_config` as `trainer.ranker.run_fn` says, with keys of this module's `Config`.
+        fn_args: TFX's FnArgs with `raw_files` and `catalogue_files`, as `components.trainer` makes them.
+            `custom_config` as `trainer.ranker.run_fn` says, with keys of this module's `Config`.
     """
     given = fn_args.custom_config
     contract = Contract.from_json(given["contract"])
@@ -355,4 +357,6 @@ def run_fn(fn_args: Any) -> None:
     model = fit(build, clicks, positives(valid), aim, training, strategy, checkpoint_dir, fn_args.model_run_dir)
     if is_chief():
         sample, _, _ = next(iter(clicks.epochs(0, 1, min(READ_BATCH, clicks.rows), training.seed, READ_BATCH)))
-        export(model, contract, transform_output, videos.columns, sample, config.index, fn_args.serving_model_dir)
+        catalogue = records(sorted(tf.io.gfile.glob(fn_args.catalogue_files))).as_numpy_iterator()
+        export(model, contract, transform_output, catalogue, sample, config.index, fn_args.serving_model_dir)
+        write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from transform.contract import ContractError, did_you_mean
 
-SHAPE_FILE = "assets.extra/clips.json"  # of a SavedModel that reads clips: what `ClipSettings.shape` was
+SHAPE_FILE = "assets.extra/clips.json"  # of a SavedModel that reads clips or covers: what shape these must have
 
 
 class ClipSettings(BaseModel):

@@ -71,6 +71,7 @@ DERIVED: dict[str, Kind] = {
 }
 # What ContentEmbedder makes of a video's media: `source: content.NAME`, of kind vector.
 CONTENT = ("visual_vector", "audio_vector", "text_vector", "fused_vector")
+TOPICS = "content.topics"  # what TopicLearner makes, of kind ids: the topics of a video, best first
 WHOLE_TRAIN_SPLIT = ("user_novelty", "video_novelty")  # these look at later events too: no model may read them
 MADE_FROM = {  # the column of `videos` that a derivation needs
     "video_age_hours": "published_at",
@@ -146,8 +147,12 @@ class Feature(_Strict):
                 f"source is {self.source!r}: expected TABLE.COLUMN with a table of {', '.join(TABLES)}, derived.NAME "
                 "or content.NAME"
             )
-        if self.table == "content" and (self.column not in CONTENT or self.kind is not Kind.VECTOR):
-            raise ValueError(f"source content.NAME is of kind vector, and NAME one of {', '.join(CONTENT)}")
+        if self.source == TOPICS and self.kind is not Kind.IDS:
+            raise ValueError(f"source {TOPICS} has kind ids: write that instead of {self.kind.value}")
+        is_vector = self.column in CONTENT and self.kind is Kind.VECTOR
+        if self.table == "content" and self.source != TOPICS and not is_vector:
+            expected = f"content.NAME is of kind vector, and NAME one of {', '.join(CONTENT)}; {TOPICS} is of kind ids"
+            raise ValueError(f"source {expected}")
         if self.table != "derived":
             return self
         if self.column not in DERIVED:
@@ -283,7 +288,9 @@ class Contract(_Strict):
 
     def needs(self, table: str) -> list[tuple[Feature, str]]:
         """Each feature made from a column of the table, as it is or by a derivation, with that column."""
-        own = [(f, f.column) for f in self.features if f.table == table]
+        if table == "video_topics":
+            return [(f, f.column) for f in self.features if f.source == TOPICS]
+        own = [(f, f.column) for f in self.features if f.table == table and f.source != TOPICS]
         if table == "content":
             own += [(f, "fused_vector") for f in self.features if f.source == "derived.content_match"]
         if table != "videos":

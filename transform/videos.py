@@ -5,6 +5,7 @@ S height and width of a cover in pixels, L words of a title, V tags of a video; 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,11 @@ DESCRIBED = (VIDEO_ID, TITLE, PRIMARY_CATEGORY, SECONDARY_CATEGORY)
 TITLE_WORDS = 48  # L, words of a title that models see
 TAGS_LEARNED = 16  # V, tags of a video that are labels; tag vectors are made of all
 MAX_WORDS, MAX_TAGS, MIN_COUNT = 20_000, 12_000, 2  # of the vocabularies
+
+
+def shape(cover_size: int) -> str:
+    """What a model must be made for to read video examples; see `transform.clip_settings.SHAPE_FILE`."""
+    return json.dumps({"cover_size": cover_size})
 
 
 def parse_spec() -> dict[str, Any]:

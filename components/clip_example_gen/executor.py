@@ -22,9 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
 from tfx import types
-from tfx.components.util import examples_utils
 from tfx.dsl.components.base import base_beam_executor
-from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils
 
 from components.clip_example_gen import sound, splits
@@ -32,6 +30,7 @@ from components.clip_example_gen.clip import Clip
 from components.clip_example_gen.isolation import Decoder
 from components.clip_example_gen.video import FaultError
 from components.impression_example_gen import impressions, partitions
+from components.impression_example_gen.artifact import describe
 from components.impression_example_gen.impressions import SPLITS, Splits
 from components.world import files, tables
 from transform import clips
@@ -93,7 +92,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         contract = Contract.from_json(exec_properties["contract_json"])
         settings = ClipSettings.from_json(exec_properties["settings_json"])
         division = Splits.from_json(exec_properties["splits_json"])
-        job = Job(exec_properties["world"], examples.uri, settings, _title(contract))
+        job = Job(exec_properties["world"], examples.uri, settings, title_column(contract))
         videos = read_videos(job, division)
         rows = videos.filter(pc.not_equal(pc.fill_null(videos["media_path"], ""), ""))
         for folder in (_PARTIAL, *(f"Split-{split}" for split in SPLITS)):
@@ -291,16 +290,10 @@ def _summarise(accounts: list[Account], job: Job, known: dict[str, Any]) -> None
 
 def _describe(examples: types.Artifact, summary: dict[str, Any], world: str) -> None:
     """Put on the artifact what later steps and people ask for."""
-    examples.split_names = artifact_utils.encode_split_names(list(SPLITS))
-    examples.span = 0
-    examples.version = 0
-    examples_utils.set_payload_format(examples, example_gen_pb2.PayloadFormat.FORMAT_TF_EXAMPLE)
-    examples_utils.set_file_format(examples, "tfrecords_gzip")
     rows, rejected = summary["rows"], sum(summary["rejected"].values())
-    total = sum(rows.values())
-    numbers = {"rows": total, **{f"rows_{split}": rows[split] for split in SPLITS}, "rejected": rejected}
-    numbers |= {name: summary[name] for name in ("without_media", "with_audio", "key_frames")}
-    for name, number in {**numbers, "bytes_per_clip": summary["bytes"] // max(total, 1)}.items():
+    describe(examples, rows)
+    numbers = {"rejected": rejected, **{name: summary[name] for name in ("without_media", "with_audio", "key_frames")}}
+    for name, number in {**numbers, "bytes_per_clip": summary["bytes"] // max(sum(rows.values()), 1)}.items():
         examples.set_int_custom_property(name, number)
     if rejected:
         logging.warning("%d videos of %s give no clip: %s", rejected, world, summary["rejected"])
@@ -313,7 +306,7 @@ def _describe(examples: types.Artifact, summary: dict[str, Any], world: str) -> 
         )
 
 
-def _title(contract: Contract) -> str:
+def title_column(contract: Contract) -> str:
     """The column of `videos` that holds the title: the first text of the contract."""
     texts = [f.column for f in contract.select((Kind.TEXT,), (Role.VIDEO,)) if f.table == "videos"]
     return next(iter(texts), clips.TITLE)

@@ -9,10 +9,11 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 
 from components.content_embedder.artifact import ContentVectors
 from components.impression_example_gen.executor import ROWS_PER_PARTITION, Executor
+from components.topic_learner.artifact import Topics
 
 
 class ImpressionExampleGenSpec(ComponentSpec):
-    """A world, a contract, the splits and content vectors in; `examples` out."""
+    """A world, a contract, the splits, content vectors and topics in; `examples` out."""
 
     PARAMETERS = {
         "world": ExecutionParameter(type=str),
@@ -21,7 +22,10 @@ class ImpressionExampleGenSpec(ComponentSpec):
         "splits_json": ExecutionParameter(type=str),
         "rows_per_partition": ExecutionParameter(type=int),
     }
-    INPUTS = {"content": ChannelParameter(type=ContentVectors, optional=True)}
+    INPUTS = {
+        "content": ChannelParameter(type=ContentVectors, optional=True),
+        "topics": ChannelParameter(type=Topics, optional=True),
+    }
     OUTPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples)}
 
 
@@ -34,11 +38,13 @@ class ImpressionExampleGen(base_beam_component.BaseBeamComponent):
             cache, and changed ones do not.
         contract_json: `Contract.to_json()`.
         splits_json: `{"by": "time" or "hash", "train": 0.8, "valid": 0.1, "test": 0.1}`.
-        content: Content vectors of videos (ContentVectors); None: sources `content.*` are missing everywhere.
+        content: Content vectors of videos (ContentVectors); None: sources `content.*_vector` are missing everywhere.
+        topics: Topics of videos (Topics); None: the source `content.topics` is missing everywhere.
         rows_per_partition: About how many interactions a worker holds at once.
 
     Outputs: `examples` (Examples) with the splits train, valid and test in gzip TFRecords of tf.Examples, and beside
-    them `summary.json` and, where rows were refused, `rejected-*.parquet`. Custom properties: `rows`, `rows_train`,
+    them `catalogue/` (a tf.Example a video, of what is known of it besides events), `summary.json` and, where rows were
+    refused, `rejected-*.parquet`. Custom properties: `rows`, `rows_train`,
     `rows_valid`, `rows_test`, `neutral`, `rejected`.
     """
 
@@ -52,6 +58,7 @@ class ImpressionExampleGen(base_beam_component.BaseBeamComponent):
         contract_json: str,
         splits_json: str,
         content: types.BaseChannel | None = None,
+        topics: types.BaseChannel | None = None,
         rows_per_partition: int = ROWS_PER_PARTITION,
     ) -> None:
         spec = ImpressionExampleGenSpec(
@@ -61,6 +68,7 @@ class ImpressionExampleGen(base_beam_component.BaseBeamComponent):
             splits_json=splits_json,
             rows_per_partition=rows_per_partition,
             content=content,
+            topics=topics,
             examples=types.Channel(type=standard_artifacts.Examples),
         )
         super().__init__(spec=spec)

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from components.impression_example_gen import features
 from components.impression_example_gen.partitions import mix, single_array, stable_hash
 from components.world import files, tables
-from transform.contract import Contract, ContractError, Feature, Kind
+from transform.contract import Contract, ContractError, Feature, Kind, Role
 
 SPLITS = ("train", "valid", "test")
 OUTCOMES = (
@@ -172,20 +172,20 @@ def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Ta
     return pa.table({**own, "counted": happened, **data})
 
 
-def with_videos(events: pa.Table, videos: pa.Table, contract: Contract, content: pa.Table | None = None) -> pa.Table:
+def with_videos(events: pa.Table, videos: pa.Table, contract: Contract, *content: pa.Table) -> pa.Table:
     """Events joined with their videos, and what earlier events tell about the video.
 
     Args:
         events: All events of some videos, as `prepare` makes them.
         videos: At least the rows of those videos that there are.
         contract: The features.
-        content: Content vectors of those videos that have any, see `components.content_embedder`.
+        content: Tables of what was learned of videos: `components.content_embedder`, `components.topic_learner`.
     """
     group = _codes(events["video_id"])
     past = _earlier(group, events)
     table = _join(events, "video_id", videos, "videos", UNKNOWN_VIDEO)
-    if content is not None:
-        table = _append(table, _beside(events["video_id"], content, "video_id", "content")[0])
+    for described in content:
+        table = _append(table, _beside(events["video_id"], described, "video_id", "content")[0])
     derived = {
         "derived.video_events": past.events,
         "derived.video_positive_rate": past.positive_rate,
@@ -194,6 +194,15 @@ def with_videos(events: pa.Table, videos: pa.Table, contract: Contract, content:
         "derived.modalities": _modalities(table),
     }
     return _append(table, {name: values for name, values in derived.items() if name in _sources(contract)})
+
+
+def catalogue(videos: pa.Table, contract: Contract, *content: pa.Table) -> tuple[list[Feature], dict[str, pa.Array]]:
+    """What is known of videos besides events: the features of role video but for derived ones, and their columns."""
+    wanted = [f for f in contract.select(roles=(Role.VIDEO,)) if f.table != "derived"]
+    rows = pa.table({f"videos.{name}": single_array(videos[name]) for name in videos.column_names})
+    for described in content:
+        rows = _append(rows, _beside(videos["video_id"], described, "video_id", "content")[0])
+    return wanted, features.columns(wanted, rows)
 
 
 def with_users(events: pa.Table, users: pa.Table, contract: Contract) -> pa.Table:
@@ -248,6 +257,7 @@ def serving_rows(
     video_ids: Sequence[str] | None,
     at: int,
     content: str | None = None,
+    topics: str | None = None,
 ) -> list[dict[str, Any]]:
     """Request rows for showing videos to a user: what an impression at that instant would know.
 
@@ -258,6 +268,7 @@ def serving_rows(
         video_ids: The candidates; None: every video.
         at: Unix seconds; only events before it are known.
         content: Folder of the content vectors, as ContentEmbedder wrote it; None: there are none.
+        topics: Folder of the topics, as TopicLearner wrote it; None: there are none.
 
     Returns:
         One row for each candidate, in their order; a missing value is left out. Features from columns of the
@@ -265,16 +276,36 @@ def serving_rows(
     """
     users, videos, past = (_read_needed(world, name, contract) for name in ("users", "videos", "interactions"))
     past = prepare(past, contract, Splits("time", 1, 0, 0))
-    vectors = _read_needed(content, "content", contract) if content else None
+    described = _read_described(contract, content, topics)
     ids = pa.array(videos["video_id"].to_pylist() if video_ids is None else list(video_ids), pa.string())
     if len(ids) == 0:
         return []
     asked = _questions(ids, user_id, at, past.schema)
     seen = past.filter(pc.is_in(past["video_id"], value_set=ids))
-    candidates = with_videos(pa.concat_tables([seen, asked]).combine_chunks(), videos, contract, vectors)[len(seen) :]
-    own = with_videos(past.filter(pc.equal(past["user_id"], user_id)), videos, contract, vectors)
+    candidates = with_videos(pa.concat_tables([seen, asked]).combine_chunks(), videos, contract, *described)[
+        len(seen) :
+    ]
+    own = with_videos(past.filter(pc.equal(past["user_id"], user_id)), videos, contract, *described)
     rows = with_users(pa.concat_tables([own, candidates], promote=True).combine_chunks(), users, contract)[len(own) :]
     return features.rows(contract.inputs, feature_columns(rows, contract.inputs))
+
+
+def read_catalogue(
+    world: str, contract: Contract, content: str | None = None, topics: str | None = None
+) -> tuple[list[Feature], dict[str, pa.Array]]:
+    """`catalogue` of all videos of a world; arguments as for `serving_rows`.
+
+    Raises:
+        ContractError: Two videos have one id.
+    """
+    videos = _read_needed(world, "videos", contract)
+    refuse_duplicates(videos, "video_id", f"{world}, videos")
+    return catalogue(videos, contract, *_read_described(contract, content, topics))
+
+
+def _read_described(contract: Contract, content: str | None, topics: str | None) -> list[pa.Table]:
+    learned = {"content": content, "video_topics": topics}
+    return [_read_needed(folder, table, contract) for table, folder in learned.items() if folder]
 
 
 def _read_needed(world: str, table: str, contract: Contract) -> pa.Table:

@@ -17,4 +17,4 @@ class Topics(artifact.Artifact):
       `tag_pairs.parquet`: tag, other and in how many videos they are together: what the topics were learned from.
     """
 
-    TYPE_NAME = "Topics"
+    TYPE_NAME = "shortlist.Topics"  # Kubeflow Pipelines wants a namespace

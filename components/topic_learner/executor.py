@@ -26,8 +26,9 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
-from components.serving_baseline.executor import served_version
+from components.serving_baseline.executor import clip_shape, served_version
 from components.topic_learner import topics
+from components.topic_learner.settings import TopicSettings
 from components.topic_learner.tag_graph import (
     Floats,
     Pair,
@@ -37,7 +38,6 @@ from components.topic_learner.tag_graph import (
     tag_vectors,
     video_tag_vectors,
 )
-from components.topic_learner.topics import TopicSettings
 from components.world import files, tables
 from transform import clips, videos
 from transform.contract import ContractError
@@ -45,7 +45,7 @@ from transform.contract import ContractError
 SUMMARY_FILE, TOPICS_FILE, VIDEO_TOPICS = "summary.json", "topics.json", "video_topics"
 BATCH = 256
 VIDEOS = pa.schema([("video_id", pa.string()), ("title", pa.string()), ("tags", tables.STRINGS), ("z", tables.FLOATS)])
-ASSIGNED = pa.schema([("video_id", pa.string()), ("topics", tables.STRINGS), ("similarities", tables.FLOATS)])
+ASSIGNED = pa.schema(list(tables.CANONICAL["video_topics"].items()))
 PAIRS = pa.schema([("tag", pa.string()), ("other", pa.string()), ("videos", pa.int64())])
 _LATEST = "latest.json"
 
@@ -67,14 +67,22 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             exec_properties: `push_destination`, `store` and `settings_json`.
 
         Raises:
-            ContractError: The settings are not valid, or no video has anything that topics could be learned from.
+            ContractError: No video has anything that topics could be learned from, or the served representation reads
+                covers of another size.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_uri(input_dict["examples"])
         artifact = artifact_utils.get_single_instance(output_dict["topics"])
         destination, store = exec_properties["push_destination"], exec_properties["store"]
-        settings = TopicSettings.from_json(exec_properties["settings_json"])
+        settings = TopicSettings.model_validate_json(exec_properties["settings_json"])
         version = served_version(destination)
+        shape = clip_shape(f"{destination}/{version}") if version else ""
+        wanted = videos.shape(settings.cover_size)
+        if shape not in ("", wanted):
+            raise ContractError(
+                f"{destination}/{version}: expected covers of the shape {shape}, got {wanted}: "
+                "set `topics.cover_size` back, or lower the gates that refused a representation for the new ones"
+            )
         if not version:
             logging.warning("no topic representation is served in %s: topics are of tags alone", destination)
         paths = sorted(tf.io.gfile.glob(f"{examples}/Split-*/*"))

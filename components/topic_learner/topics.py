@@ -12,59 +12,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
 
+from components.topic_learner.settings import TopicSettings
 from components.topic_learner.tag_graph import Floats, incidence
-from transform.contract import ContractError, did_you_mean
 
 NAMED_BY = 3  # tags in a name
 SHOWN = 8  # tags and titles kept of a topic
 _BATCH = 4096
-
-
-class TopicSettings(BaseModel):
-    """How topics are learned; the paper's values where it prints any, but for 6,000 topics of 3 million videos.
-
-    Attributes:
-        topics: K, at most.
-        threshold: tau_3: a video has every topic whose centre is at least so similar (cosine).
-        most: Topics of a video, at most.
-        tag_width: Width of a tag's vector.
-        walks: Random walks from each tag.
-        walk_length: Tags of a walk.
-        seed: Of walks, skip-gram and clustering.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    topics: int = Field(default=128, ge=1)
-    threshold: float = Field(default=0.6, ge=-1, le=1)
-    most: int = Field(default=8, ge=1)
-    tag_width: int = Field(default=64, ge=1)
-    walks: int = Field(default=10, ge=1)
-    walk_length: int = Field(default=100, ge=2)
-    seed: int = Field(default=0, ge=0)
-
-    @classmethod
-    def from_json(cls, text: str) -> TopicSettings:
-        """The settings in a text such as `{"topics": 64}`; what is left out has its default.
-
-        Raises:
-            ContractError: Not JSON, a key is unknown, or a value is out of range.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            known, detail = list(cls.model_fields), error.errors()[0]
-            key = ".".join(str(part) for part in detail["loc"])
-            hint = did_you_mean(key, known) if detail["type"] == "extra_forbidden" else ""
-            raise ContractError(
-                f"topic settings, {key or 'the whole'}: {detail['msg']}, got {detail['input']!r}{hint}: "
-                f"allowed are {', '.join(known)}"
-            ) from error
 
 
 def unit(vectors: npt.NDArray[Any]) -> Floats:

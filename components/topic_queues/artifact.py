@@ -12,4 +12,4 @@ class QueueSnapshot(artifact.Artifact):
     - `snapshot.json`: `before`, the unix second up to which it counts, and `counts`, see `executor.read_summary`.
     """
 
-    TYPE_NAME = "QueueSnapshot"
+    TYPE_NAME = "shortlist.QueueSnapshot"  # Kubeflow Pipelines wants a namespace

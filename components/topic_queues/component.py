@@ -12,20 +12,19 @@ from components.topic_queues.executor import Executor
 
 
 class TopicQueuesSpec(ComponentSpec):
-    """A world, a contract, an instant and topics in; `snapshot` out."""
+    """A world, a contract and topics in; `snapshot` out."""
 
     PARAMETERS = {
         "world": ExecutionParameter(type=str),
         "world_fingerprint": ExecutionParameter(type=str),
         "contract_json": ExecutionParameter(type=str),
-        "before": ExecutionParameter(type=int),
     }
     INPUTS = {"topics": ChannelParameter(type=Topics, optional=True)}
     OUTPUTS = {"snapshot": ChannelParameter(type=QueueSnapshot)}
 
 
 class TopicQueues(base_beam_component.BaseBeamComponent):
-    """Counts how often every video was shown and clicked before an instant, and joins its topics.
+    """Counts how often every video was shown and clicked, and joins its topics.
 
     Each interaction that ImpressionExampleGen counts as an event is an exposure, and a click if its label is positive.
 
@@ -35,7 +34,6 @@ class TopicQueues(base_beam_component.BaseBeamComponent):
             cache, and changed ones do not.
         contract_json: `Contract.to_json()`.
         topics: Topics of videos (Topics); None: the primary category of a video is its topic.
-        before: Unix seconds; later events, and videos published later, are left out. 0: just after the last event.
 
     Outputs: `snapshot` (QueueSnapshot), with the custom properties `videos`, `shown`, `clicked` and `rejected`.
     """
@@ -49,14 +47,12 @@ class TopicQueues(base_beam_component.BaseBeamComponent):
         world_fingerprint: str,
         contract_json: str,
         topics: types.BaseChannel | None = None,
-        before: int = 0,
     ) -> None:
         spec = TopicQueuesSpec(
             world=world,
             world_fingerprint=world_fingerprint,
             contract_json=contract_json,
             topics=topics,
-            before=before,
             snapshot=types.Channel(type=QueueSnapshot),
         )
         super().__init__(spec=spec)

@@ -45,7 +45,6 @@ class Job:
     Attributes:
         contract_json: The features, of which the label says what a click is.
         columns: Which columns of interactions to read.
-        before: The instant; 0: all events.
         by_category: Whether a video's primary category is its topic.
         partitions: Into how many parts videos are divided.
         uri: The folder of the snapshot.
@@ -53,7 +52,6 @@ class Job:
 
     contract_json: str
     columns: list[str]
-    before: int
     by_category: bool
     partitions: int
     uri: str
@@ -73,7 +71,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         Args:
             input_dict: `topics`, optionally.
             output_dict: `snapshot`.
-            exec_properties: `world`, `contract_json` and `before`.
+            exec_properties: `world` and `contract_json`.
 
         Raises:
             ContractError: A table or column is missing.
@@ -88,7 +86,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         used = {*tables.KEYS["interactions"], contract.label.column, contract.weight.column if contract.weight else ""}
         columns = [name for name in impressions.present_columns(world, "interactions", contract) if name in used]
         by_category, parts = "video_topics" not in shards, len(shards["videos"])
-        job = Job(contract_json, columns, exec_properties["before"], by_category, parts, snapshot.uri)
+        job = Job(contract_json, columns, by_category, parts, snapshot.uri)
         tables.write_table(f"{job.uri}/videos", "none", VIDEOS.empty_table())  # where there is no video at all
         with self._make_beam_pipeline() as pipeline:
             build(pipeline, shards, job)
@@ -96,10 +94,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
 
 def read_summary(uri: str) -> dict[str, Any]:
-    """What an execution wrote: the instant `before`, and `counts`.
+    """What an execution wrote: `before`, the second after the last event, and `counts`.
 
-    Counts are those of `videos`, of videos `without a topic` and `not yet published`, of the exposures (`shown`) and
-    clicks (`clicked`) of videos that are there, and of interactions left out, by reason.
+    Counts are those of `videos`, of videos `without a topic`, of the exposures (`shown`) and clicks (`clicked`) of
+    videos that are there, and of interactions left out, by reason.
     """
     with files.reading(f"{uri}/{SNAPSHOT_FILE}") as file:
         return dict(json.loads(file.read()))
@@ -141,10 +139,6 @@ def _read_events(shard: tables.Shard, job: Job) -> Iterator[Keyed | beam.pvalue.
     refused = events.filter(pc.invert(events["counted"]))["outcome"].to_pylist()
     tally = Counter(OUTCOMES[code] for code in refused)
     events = events.filter(events["counted"])
-    if job.before:
-        early = pc.less(events["at"], job.before)
-        tally["not before the instant"] = len(events) - pc.sum(early, min_count=0).as_py()
-        events = events.filter(early)
     tally[_LAST] = pc.max(events["at"]).as_py() or 0
     yield beam.pvalue.TaggedOutput(_TALLY, tally)
     clicked = pc.cast(pc.equal(events["label"], 1), pa.int64())
@@ -157,13 +151,9 @@ def _sums(counts: pa.Table) -> pa.Table:
     return pa.table({"video_id": summed["video_id"], "shown": summed["shown_sum"], "clicked": summed["clicked_sum"]})
 
 
-def _read_videos(shard: tables.Shard, job: Job) -> Iterator[Keyed | beam.pvalue.TaggedOutput]:
-    """Ids of the videos that there were at the instant, with the category as topic where no others are given."""
+def _read_videos(shard: tables.Shard, job: Job) -> Iterator[Keyed]:
+    """Ids of videos, with the category as topic where no others are given."""
     rows = tables.read_shard(shard, "videos")
-    if job.before and "published_at" in rows.column_names:
-        there = pc.fill_null(pc.less(rows["published_at"], job.before), True)
-        yield beam.pvalue.TaggedOutput(_TALLY, {"not yet published": len(rows) - pc.sum(there, min_count=0).as_py()})
-        rows = rows.filter(there)
     by_category = job.by_category and "primary_category" in rows.column_names
     categories = rows["primary_category"].to_pylist() if by_category else [None] * len(rows)
     topics = pa.array([[name] if name else [] for name in categories], tables.STRINGS)
@@ -223,7 +213,7 @@ def _write_summary(total: Tally, job: Job) -> None:
     """Last of all: without it there is no snapshot."""
     counts = {name: number for name, number in sorted(total.items()) if name != _LAST}
     with files.writing(f"{job.uri}/{SNAPSHOT_FILE}") as file:
-        file.write(json.dumps({"before": job.before or total[_LAST] + 1, "counts": counts}, indent=1).encode())
+        file.write(json.dumps({"before": total[_LAST] + 1, "counts": counts}, indent=1).encode())
 
 
 def _describe(snapshot: types.Artifact, summary: dict[str, Any], world: str) -> None:

@@ -25,12 +25,22 @@ METRICS: dict[str, tuple[str, float, float | None, str]] = {
     "logloss": ("Log loss", 0, None, "lower is better"),
     "calibration": ("Calibration", 0, None, "mean score over share of positives; 1 is exact"),
     "ndcg": ("NDCG", 0, 1, "order of each user's list, mean over users"),
+    "recall_at_20": ("Recall@20", 0, 1, "share of a user's clicks among the first 20 candidates, mean over users"),
+    "recall_at_100": ("Recall@100", 0, 1, "among the first 100"),
+    "recall_at_600": ("Recall@600", 0, 1, "among the first 600"),
+    "hit_rate": ("Hit rate", 0, 1, "share of users with a click among the first 20"),
+    "coverage": ("Coverage", 0, 1, "share of the catalogue that stands among anybody's first 20"),
+    "share_of_new": ("New videos", 0, 1, "share of the first 20 that the model was not trained with"),
+    "index_recall": ("Index recall", 0, 1, "share of what reading the whole index puts first, 100, that is found"),
+    "primary_hits": ("Primary category", 0, 1, "share of videos whose likeliest category is theirs"),
+    "secondary_hits": ("Secondary category", 0, 1, "share of videos whose likeliest category is theirs"),
+    "tags_hits": ("Tags", 0, 1, "share of videos whose likeliest tag is one of theirs"),
     "accuracy": ("Top-1 accuracy", 0, 1, "share of clips whose most probable category is theirs"),
     "macro_precision": ("Precision (macro)", 0, 1, "mean over categories"),
     "macro_recall": ("Recall (macro)", 0, 1, "mean over categories"),
     "recall": ("Recall", 0, 1, "share of a user's positives among the first, mean over users"),
 }
-CURVES = (("loss", "Loss"), ("auc", "AUC"), ("accuracy", "Accuracy"))
+CURVES = (("loss", "Loss"), ("auc", "AUC"), ("accuracy", "Accuracy"), ("score", "Hits"), ("recall", "Recall@20"))
 
 
 @dataclass(frozen=True)

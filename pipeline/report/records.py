@@ -17,6 +17,7 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
 
 from pipeline.report import measured
 from pipeline.report.gates import Gate, gates
+from pipeline.report.topics import Topic, read_topics
 from pipeline.runs import load_run, newest_run
 
 SPLIT_ORDER = ("train", "valid", "test")
@@ -133,6 +134,7 @@ class RunRecords:
         counts: What the makers of examples and content vectors counted.
         rejected: Rows that never became examples.
         config: The run's configuration.
+        topics: The topics of its videos, largest first; empty where it learns none.
     """
 
     id: str
@@ -149,6 +151,7 @@ class RunRecords:
     counts: Mapping[str, Any] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    topics: tuple[Topic, ...] = ()
 
 
 def utc(seconds: float) -> str:
@@ -185,6 +188,7 @@ def load(run_dir: str | Path) -> RunRecords:
         counts=_counts(data),
         rejected=_rejected(run["world"], data),
         config=run.get("config", {}),
+        topics=read_topics(data),
     )
 
 
@@ -276,7 +280,7 @@ def _counts(data: Mapping[str, str]) -> dict[str, Any]:
     """What ImpressionExampleGen counted, and ClipExampleGen and ContentEmbedder where clips are decoded."""
     own = {
         name: _read_json(f"{data[name]}/summary.json") or {}
-        for name in ("examples", "clips", "content")
+        for name in ("examples", "clips", "content", "videos", "topics")
         if name in data
     }
     of_clips = {name: value for name, value in own.pop("clips", {}).items() if name != "settings"}

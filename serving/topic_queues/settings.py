@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from transform.contract import ContractError, did_you_mean
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class QueueSettings(BaseModel):
@@ -45,20 +43,3 @@ class QueueSettings(BaseModel):
     fresh_share: float = Field(default=0.1, ge=0, le=1)
     prior_strength: float = Field(default=20.0, gt=0)
     seed: int = 0
-
-    @classmethod
-    def from_json(cls, text: str) -> QueueSettings:
-        """The settings in a text such as `{"topics": 4}`; those not named keep their defaults.
-
-        Raises:
-            ContractError: A key is not known, or a value is out of range.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            hint = "" if name in cls.model_fields else did_you_mean(name, cls.model_fields)
-            raise ContractError(
-                f"topic queues, {name}: {first['msg']}, got {first['input']!r}{hint}: mend the config"
-            ) from error

@@ -1,6 +1,9 @@
-"""Clips to content vectors to ranker: one tiny world through both streams, cached, refused, and embedded only once."""
+"""Clips to content vectors, videos to topics, both to the ranker: one tiny world through all streams, and again."""
 
 import glob
+import shutil
+from dataclasses import asdict
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,14 @@ from rich.console import Console
 
 from components.content_embedder.executor import read_summary
 from components.importers.demo import import_demo
-from pipeline import local_runner
+from components.impression_example_gen import impressions
+from components.world import tables
+from pipeline import cli, local_runner, recommend
 from pipeline.config import RunConfig
+from pipeline.index import rebuild
+from pipeline.report.page import render
+from pipeline.report.records import load
+from pipeline.report.topics import read_topics
 from transform.contract import Contract
 from transform.schema import parse_spec
 
@@ -24,12 +33,23 @@ SETTINGS = RunConfig.model_validate(
     {
         "name": "clips",
         "contract": "microvideo",
-        "clips": {"frames": 4, "size": 16, "sound_steps": 2, "mels": 4, "key_frames": 0},
+        "clips": {"frames": 4, "size": 16, "sound_steps": 2, "mels": 4, "key_frames": 1},
+        "topics": {"topics": 12, "tag_width": 8, "walks": 2, "walk_length": 20, "cover_size": 16},
         "models": {
             "video_classifier": {
                 "model": {"filters": [4], "sound_filters": [2], "title_width": 4, "width": WIDTH, "clusters": 2},
                 "training": {"epochs": 1},
                 "gates": [{"metric": "accuracy", "at_least": 0.0}],
+            },
+            "topic_representation": {
+                "model": {"cover_filters": [4], "title_width": 8, "title_layers": 1, "experts": 2, "expert_units": 8},
+                "training": {"epochs": 2, "batch_size": 16},
+                "gates": [{"metric": "primary_hits", "at_least": 0.0}],
+            },
+            "topic_retrieval": {
+                "model": {"embedding_width": 8, "width": 8, "deep": {"units": [8]}, "index": {"answers": 50}},
+                "training": {"epochs": 2, "batch_size": 128},
+                "gates": [{"metric": "recall_at_100", "at_least": 0.0}, {"metric": "index_recall", "at_least": 0.5}],
             },
             "ranker": {
                 "model": {"architecture": "mhsa_crossing", "embedding_width": 4, "deep": None},
@@ -39,7 +59,7 @@ SETTINGS = RunConfig.model_validate(
         },
     }
 )
-CHAIN = ["Transform", "Trainer", "ServingBaseline", "Evaluator", "Pusher"]
+CHAIN = ["Trainer", "ServingBaseline", "Evaluator", "Pusher"]
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +83,21 @@ def pushed(world, folder) -> local_runner.Run:
     return run(SETTINGS, world, folder)
 
 
-def test_the_classifier_is_judged_and_pushed_before_its_vectors_are_made(pushed):
+@pytest.mark.parametrize(
+    ("model", "user"), [("video_classifier", "ContentEmbedder"), ("topic_representation", "TopicLearner")]
+)
+def test_what_describes_videos_is_judged_and_pushed_before_it_is_used(pushed, model, user):
     names = [step.name for step in pushed.steps]
     assert pushed.outcome == "pushed"
-    order = [f"{step}.video_classifier" for step in CHAIN] + ["ContentEmbedder", "ImpressionExampleGen"]
+    order = [f"{step}.{model}" for step in CHAIN] + [user, "ImpressionExampleGen"]
     assert [name for name in names if name in order] == order
     assert [name for name in names if name.endswith(".ranker")] == [f"{step}.ranker" for step in CHAIN]
+
+
+def test_every_clip_gives_a_vector_and_every_video_an_example(pushed):
     rows = {step.name: step.rows for step in pushed.steps}
     assert rows["ContentEmbedder"] == rows["ClipExampleGen"] > 70
+    assert rows["VideoExampleGen"] == 90
 
 
 def content_of(record: local_runner.Run) -> dict[str, dict]:
@@ -93,8 +120,76 @@ def test_impressions_hold_the_vectors_of_their_video_and_zeros_where_it_has_none
     assert seen == {"none", "visual+text", "visual+audio+text"}
 
 
+def test_impressions_hold_the_topics_of_their_video(pushed):
+    assigned = tables.read_table(pushed.artifacts["ranker"]["topics"], "video_topics").to_pylist()
+    topics = {row["video_id"]: row["topics"] for row in assigned}
+    assert len(topics) == 90
+    assert len({topic for found in topics.values() for topic in found}) > 5
+    files = glob.glob(f"{pushed.artifacts['ranker']['examples']}/Split-*/*")
+    raw = next(iter(tf.data.TFRecordDataset(files, "GZIP").batch(5000)))
+    spec = {"topics": tf.io.RaggedFeature(tf.string), "video_id": tf.io.FixedLenFeature([], tf.string)}
+    parsed = tf.io.parse_example(raw, spec)
+    for video, found in zip(parsed["video_id"].numpy(), parsed["topics"].to_list(), strict=True):
+        assert [topic.decode() for topic in found] == topics[video.decode()]
+
+
+@pytest.fixture(scope="module")
+def feed(pushed) -> recommend.Feed:
+    with recommend.served(pushed.models, target=None) as client:
+        return recommend.recommend(asdict(pushed), cli._busiest_user(pushed.world), 10, client)
+
+
+def test_the_feed_ranks_what_retrieval_and_queues_found_and_names_topics(pushed, feed):
+    seen = impressions.watched(pushed.world, feed.user_id)
+    assert feed.candidates == min(50, 90 - len(seen))
+    assert not {entry.video_id for entry in feed.entries} & seen
+    assert [entry.score for entry in feed.entries] == sorted((e.score for e in feed.entries), reverse=True)
+    names = recommend.topic_names(pushed.artifacts["ranker"]["topics"])
+    assert {name for entry in feed.entries for name in entry.topics} <= set(names.values())
+    assert {entry.source for entry in feed.entries} <= {"topic", "queue"}
+
+
+def test_the_report_shows_the_topics_with_covers_and_click_rates(pushed):
+    topics = read_topics(pushed.artifacts["ranker"])
+    assert sum(topic.size for topic in topics) >= 90 - 3
+    assert sum(bool(topic.covers) for topic in topics) > len(topics) / 2
+    assert all(0 < topic.click_rate < 1 for topic in topics if topic.click_rate is not None)
+    page = render(load(Path(pushed.models).parent))
+    assert all(str(escape(topic.name)) in page for topic in topics)
+
+
+def test_a_video_that_came_later_is_retrieved_once_the_index_is_built_anew(pushed, tmp_path):
+    for table in ("users", "interactions"):
+        tables.write_table(str(tmp_path), table, tables.read_table(pushed.world, table))
+    videos = tables.read_table(pushed.world, "videos")
+    late = pa.Table.from_pylist([videos.slice(0, 1).to_pylist()[0] | {"video_id": "brand new"}], videos.schema)
+    tables.write_table(str(tmp_path), "videos", pa.concat_tables([videos, late]))
+    models = tmp_path / "models"
+    shutil.copytree(f"{pushed.models}/topic_retrieval", models / "topic_retrieval")
+    rebuilt = rebuild({**asdict(pushed), "models": str(models)}, str(tmp_path))
+    found = []
+    for version in (pushed.served_version["topic_retrieval"], rebuilt):
+        model = tf.saved_model.load(str(models / "topic_retrieval" / version))
+        inputs = {"exclude": tf.zeros([1, 0], tf.string), "queue": tf.constant([["brand new"]])}
+        found.append(model.signatures["retrieve"](examples=tf.constant([b""]), **inputs)["video_ids"].numpy())
+    assert [b"brand new" in ids for ids in found] == [False, True]
+
+
 def test_an_unchanged_run_comes_from_the_cache(pushed, world, folder):
     assert all(step.cached for step in run(SETTINGS, world, folder).steps)
+
+
+def test_a_refused_retrieval_model_is_not_pushed(pushed, world, folder):
+    model = SETTINGS.models["topic_retrieval"]
+    gates = (model.gates[0].model_copy(update={"metric": "index_recall", "at_least": 1.1}),)
+    models = {**SETTINGS.models, "topic_retrieval": model.model_copy(update={"gates": gates})}
+    record = run(SETTINGS.model_copy(update={"models": models}), world, folder)
+    assert record.outcome == "refused"
+    assert record.served_version["topic_retrieval"] == ""
+    assert record.served_after == pushed.served_after
+    assert [path.name for path in (folder / "models" / "topic_retrieval").iterdir()] == [
+        pushed.served_version["topic_retrieval"]
+    ]
 
 
 @pytest.mark.slow

@@ -221,7 +221,7 @@ def test_evaluated_scores_are_served_scores(pushed, good_model, served):
     files = tf.io.gfile.glob(f"{pushed.artifacts['ranker']['examples']}/Split-test/*")
     raw = [record.numpy() for record in tf.data.TFRecordDataset(files, "GZIP").take(200)]
     evaluation = tfma.utils.update_eval_config_with_defaults(
-        eval_config(contract, ModelConfig(gates=[Gate(metric="auc", at_least=0.5)]), "score"), has_baseline=False
+        eval_config(contract, ModelConfig(gates=[Gate(metric="auc", at_least=0.5)])), has_baseline=False
     )
     shared_model = tfma.default_eval_shared_model(str(good_model), eval_config=evaluation)
     extractors = tfma.default_extractors(eval_shared_model=shared_model, eval_config=evaluation)

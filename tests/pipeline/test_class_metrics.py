@@ -53,10 +53,8 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> str:
         Gate(metric="accuracy", at_least=0.9, slices=("has_audio=no",)),
     )
     tfma.run_model_analysis(
-        eval_config=clip_eval_config(config, "probabilities"),
-        eval_shared_model=tfma.default_eval_shared_model(
-            str(folder / "model"), eval_config=clip_eval_config(config, "probabilities")
-        ),
+        eval_config=clip_eval_config(config),
+        eval_shared_model=tfma.default_eval_shared_model(str(folder / "model"), eval_config=clip_eval_config(config)),
         data_location=str(folder / "examples"),
         output_path=str(folder / "evaluation"),
     )
@@ -90,7 +88,7 @@ def test_gates_hold_or_fail_by_all_examples_and_by_slice(evaluation: str):
 
 def test_slices_are_of_the_clip_example():
     with pytest.raises(ContractError, match="cannot slice clips by 'user_novelty': expected one of primary_category"):
-        clip_eval_config(model_config(slices=("user_novelty",)), "probabilities")
+        clip_eval_config(model_config(slices=("user_novelty",)))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))

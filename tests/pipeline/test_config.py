@@ -47,6 +47,48 @@ def test_gates_name_what_is_measured_of_the_model(tmp_path):
         load(tmp_path, CLIPS.replace("accuracy", "auc"))
 
 
+TOPICS = """
+name: mine
+contract: microvideo
+topics: {topics: 8, cover_size: 32}
+queues: {topics: 2}
+models:
+  topic_representation:
+    model: {experts: 2}
+    gates: [{metric: primary_hits, at_least: 0.7}]
+"""
+
+
+def test_settings_of_topics_and_queues_arrive(tmp_path):
+    found = load(tmp_path, TOPICS)
+    assert (found.topics.topics, found.topics.cover_size, found.queues.topics) == (8, 32, 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "topics: {topics: 8, cover_size: 32}\n",
+            "",
+            "topic_representation is there to learn topics with",
+        ),
+        ("experts: 2", "cover_size: 32", "the size of covers is a setting of `topics`"),
+        ("topics: 8", "topic: 8", r"topics.topic: unknown key (did you mean 'topics'?)"),
+        (
+            "queues: {topics: 2}",
+            "queues: {topics: 0}",
+            "queues.topics: Input should be greater than or equal to 1",
+        ),
+        ("primary_hits", "auc", "unknown metric 'auc': expected one of primary_hits, secondary_hits, tags_hits"),
+    ],
+)
+def test_bad_settings_of_topics_name_key_and_remedy(tmp_path, old, new, expected):
+    assert old in TOPICS
+    with pytest.raises(ContractError, match=r"run\.yaml") as caught:
+        load(tmp_path, TOPICS.replace(old, new))
+    assert expected in str(caught.value)
+
+
 def test_unknown_clip_settings_are_refused_with_a_hint(tmp_path):
     with pytest.raises(ContractError, match=r"clips.frame: unknown key \(did you mean 'frames'\?\)"):
         load(tmp_path, CLIPS.replace("frames: 8", "frame: 8"))

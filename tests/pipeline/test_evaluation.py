@@ -21,7 +21,7 @@ def metric(config: tfma.EvalConfig, name: str) -> tfma.MetricConfig:
 
 def configured(*gates: Gate, slices: tuple[str, ...] = ()) -> tfma.EvalConfig:
     model = ModelConfig(gates=gates, slices=slices)
-    return eval_config(contracts.load("microvideo"), model, "score")
+    return eval_config(contracts.load("microvideo"), model)
 
 
 def test_floor_and_change_of_a_rising_metric():
@@ -110,5 +110,5 @@ def test_recall_grows_with_k_up_to_one(pairs, k):
 @pytest.mark.parametrize("name", ["demo", "movielens"])
 def test_built_in_configurations_fit_their_contracts(name):
     settings = run_configs.load(name)
-    config = eval_config(contracts.load(settings.contract), settings.models["ranker"], "score")
+    config = eval_config(contracts.load(settings.contract), settings.models["ranker"])
     assert len(config.slicing_specs) > 1

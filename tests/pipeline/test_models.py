@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from pipeline.models import MODELS, check_settings
+from pipeline.models import MODELS, PREPROCESSING, check_settings
 from transform.contract import ContractError
 
 
@@ -20,6 +20,6 @@ def test_a_training_setting_that_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_named_functions_exist(name):
-    for dotted in (MODELS[name].preprocessing_fn, MODELS[name].run_fn):
+    for dotted in (PREPROCESSING[MODELS[name].examples], MODELS[name].run_fn):
         module, _, attribute = dotted.rpartition(".")
         assert callable(getattr(importlib.import_module(module), attribute))

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 
-from transform.contract import Contract, Kind, parse
+from transform.contract import Contract, Kind, Role, parse
 from transform.impressions import preprocessing_fn, vocabulary_sizes
 from transform.schema import raw_schema
 
@@ -99,7 +99,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     with tf.io.TFRecordWriter(str(folder / "raw.gz"), "GZIP") as writer:
         for row in raw[:60]:
             writer.write(raw_example(CONTRACT, row))
+    about_videos = [f.name for f in CONTRACT.select(roles=(Role.VIDEO,))]
+    with tf.io.TFRecordWriter(str(folder / "catalogue.gz"), "GZIP") as writer:
+        for row in {row["video_id"]: row for row in raw}.values():
+            writer.write(raw_example(CONTRACT, {name: row[name] for name in about_videos}))
     fn_args = SimpleNamespace(
+        catalogue_files=[str(folder / "catalogue*")],
         raw_files=[str(folder / "raw*")],
         train_files=[str(folder / "train" / "*")],
         eval_files=[str(folder / "valid" / "*")],

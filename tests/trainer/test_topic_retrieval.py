@@ -144,7 +144,7 @@ def test_topic_shares_count_the_topics_of_the_last_clicks():
 
 
 @pytest.mark.parametrize(
-    ("name", "partition"), [("movielens", None), ("microvideo", "primary_category")], ids=["movielens", "microvideo"]
+    ("name", "partition"), [("movielens", None), ("microvideo", "topics")], ids=["movielens", "microvideo"]
 )
 def test_towers_read_no_counters_of_videos(name: str, partition: str | None):
     contract = load(name)
@@ -170,7 +170,7 @@ def test_only_clicks_are_trained_on(world: Any):
 
 def test_signatures_are_those_of_the_interface(exported: str):
     loaded = tf.saved_model.load(exported)
-    assert set(loaded.signatures) == {"serving_default", "raw", "candidates", "evaluate"}
+    assert set(loaded.signatures) == {"serving_default", "retrieve", "raw", "candidates", "evaluate"}
     raw = loaded.signatures["raw"].structured_input_signature[1]
     assert set(raw) == {"user_id", "followed", "history", "events", "exclude", "queue"}
     outputs = loaded.signatures["serving_default"].structured_outputs
@@ -193,6 +193,9 @@ def test_answers_leave_out_history_and_exclusions(world: Any, exported: str):
     tensors = {n: tf.constant([v]) for n, v in row.items()} | {"exclude": [["v3", ""]], "queue": [["v4", "v1"]]}
     raw = decoded(loaded.signatures["raw"](**{n: tf.convert_to_tensor(v) for n, v in tensors.items()}))
     assert set(raw["video_ids"][0]) == {"v0", "v4", ""}
+    more = {name: tf.constant(tensors[name]) for name in ("exclude", "queue")}
+    retrieved = decoded(loaded.signatures["retrieve"](examples=rows[:1], **more))
+    assert retrieved["video_ids"] == raw["video_ids"]
     kept = dict(zip(got["video_ids"][0], got["scores"][0], strict=True))
     assert raw["scores"][0, 0] == pytest.approx(kept[raw["video_ids"][0][0]], abs=1e-6)
 

@@ -13,6 +13,7 @@ from tfx.types import standard_artifacts
 from components.content_embedder.artifact import ContentVectors
 from components.impression_example_gen import impressions
 from components.impression_example_gen.executor import Executor
+from components.topic_learner.artifact import Topics
 from components.world import tables
 from transform.contract import Contract, ContractError, parse
 
@@ -25,6 +26,7 @@ CONTENT = pa.table(
         "fused_vector": pa.array([[9.0], [9.0], [9.0]], tables.FLOATS),
     }
 )
+TOPICS = pa.table({"video_id": ["a", "d"], "topics": [["t1", "t0"], ["t2"]], "similarities": [[0.9, 0.7], [0.8]]})
 EXPECTED = {
     "a": ([3.0, 4.0], [5.0], "visual+audio"),
     "b": ([1.0, 2.0], None, "visual"),
@@ -39,10 +41,11 @@ ROWS = [(user, video, 1000 * i + 1, 5.0) for i, (user, video) in enumerate(PAIRS
 def with_content(contract: Contract) -> Contract:
     features = """
 name: content
-vocabularies: {user: {}, video: {}}
+vocabularies: {user: {}, video: {}, topic: {}}
 features:
   - {name: user_id, kind: id, role: user, vocabulary: user, source: users.user_id}
   - {name: video_id, kind: id, role: video, vocabulary: video, source: videos.video_id}
+  - {name: topics, kind: ids, role: video, vocabulary: topic, max_length: 2, source: content.topics}
   - {name: sight, kind: vector, role: video, dimension: 2, source: content.visual_vector}
   - {name: sound, kind: vector, role: video, dimension: 1, source: content.audio_vector}
   - {name: modalities, kind: id, role: slice, source: derived.modalities}
@@ -51,15 +54,21 @@ features:
     return parse(features)
 
 
-def execute(world: str, contract: Contract, folder: Path, content: pa.Table | None) -> str:
-    examples, vectors = standard_artifacts.Examples(), ContentVectors()
-    examples.uri, vectors.uri = str(folder / "examples"), str(folder / "vectors")
+def execute(
+    world: str, contract: Contract, folder: Path, content: pa.Table | None, topics: pa.Table | None = None
+) -> str:
+    examples, vectors, learned = standard_artifacts.Examples(), ContentVectors(), Topics()
+    examples.uri, vectors.uri, learned.uri = (str(folder / name) for name in ("examples", "vectors", "topics"))
+    given = {"content": [vectors]} if content is not None else {}
+    if topics is not None:
+        tables.write_table(learned.uri, "video_topics", topics)
+        given["topics"] = [learned]
     if content is not None:  # in two parts, as ContentEmbedder writes them
         tables.write_table(f"{vectors.uri}/content", "one", content.slice(0, 1))
         tables.write_table(f"{vectors.uri}/content", "two", content.slice(1))
     context = BaseBeamExecutor.Context(beam_pipeline_args=["--runner=DirectRunner"], tmp_dir=str(folder), unique_id="1")
     properties = {"world": world, "contract_json": contract.to_json(), "splits_json": SPLITS, "rows_per_partition": 5}
-    Executor(context).Do({"content": [vectors]} if content is not None else {}, {"examples": [examples]}, properties)
+    Executor(context).Do(given, {"examples": [examples]}, properties)
     return examples.uri
 
 
@@ -90,7 +99,32 @@ def test_a_request_holds_the_vectors_that_an_impression_holds(make_world, with_c
         video: expected[:2] for video, expected in EXPECTED.items()
     }
     bare = impressions.serving_rows(world, with_content, "ann", ["a"], 10**6)
-    assert bare == [{"user_id": "ann", "video_id": "a"}]
+    assert bare == [{"user_id": "ann", "video_id": "a", "topics": []}]
+
+
+def test_topics_are_joined_into_impressions_and_requests(make_world, with_content, decode, tmp_path):
+    world = make_world(tmp_path / "world", ROWS)
+    uri = execute(world, with_content, tmp_path, CONTENT, TOPICS)
+    assert found(uri, with_content, decode) == EXPECTED
+    records = tf.data.TFRecordDataset(glob.glob(f"{uri}/Split-*/*"), "GZIP").as_numpy_iterator()
+    rows = [decode(record, with_content) for record in records]
+    expected = {"a": ["t1", "t0"], "b": [], "c": [], "d": ["t2"]}
+    assert {row["video_id"]: row.get("topics", []) for row in rows} == expected
+    asked = impressions.serving_rows(world, with_content, "ann", list("abcd"), 10**6, None, str(tmp_path / "topics"))
+    assert {row["video_id"]: row["topics"] for row in asked} == expected
+
+
+def test_the_catalogue_holds_every_video_once_with_what_is_known_of_it(make_world, with_content, tmp_path):
+    world = make_world(tmp_path / "world", ROWS)
+    uri = execute(world, with_content, tmp_path, CONTENT, TOPICS)
+    records = [*tf.data.TFRecordDataset(glob.glob(f"{uri}/catalogue/*"), "GZIP").as_numpy_iterator()]
+    examples = [tf.train.Example.FromString(record).features.feature for record in records]
+    assert [set(example) for example in examples] == [{"video_id", "topics", "sight", "sound"}] * len(examples)
+    found = {e["video_id"].bytes_list.value[0].decode(): e for e in examples}
+    assert len(found) == len(examples) == len(tables.read_table(world, "videos"))
+    assert list(found["a"]["topics"].bytes_list.value) == [b"t1", b"t0"]
+    sights = {video: list(found[video]["sight"].float_list.value) for video in "abd"}
+    assert sights == {"a": [3.0, 4.0], "b": [1.0, 2.0], "d": [0.0, 0.0]}
 
 
 def test_vectors_of_another_width_than_the_contract_says_are_one_clear_error(make_world, with_content, tmp_path):

@@ -16,7 +16,6 @@ from components.topic_learner.topics import (
     topic_vectors,
     unit,
 )
-from transform.contract import ContractError
 
 
 def random_units(n: int, width: int, seed: int = 0) -> np.ndarray:
@@ -124,10 +123,3 @@ def test_names_are_of_tags_that_are_typical_and_not_of_those_that_are_everywhere
 def test_a_topic_without_tags_is_named_by_its_nearest_title():
     members = sparse.csr_matrix(np.array([[0.9], [0.95]]))
     assert describe(["t000"], members, incidence([[], []], []), [], ["far", "near"])[0]["name"] == "near"
-
-
-def test_a_misspelt_setting_is_refused_with_what_is_allowed():
-    with pytest.raises(
-        ContractError, match=r"^topic settings, treshold: .*did you mean .?threshold.*allowed are topics, "
-    ):
-        TopicSettings.from_json('{"treshold": 0.5}')

@@ -1,4 +1,4 @@
-"""The snapshot counts what happened before the instant, and a store loads it as it was written."""
+"""The snapshot counts what happened, and a store loads it as it was written."""
 
 import shutil
 from pathlib import Path
@@ -28,9 +28,8 @@ features:
 """
 VIDEOS = pa.table(
     {
-        "video_id": ["a", "b", "c", "late", "never"],
-        "primary_category": ["pets", "games", None, "pets", "pets"],
-        "published_at": [1, 1, None, 50, 1],
+        "video_id": ["a", "b", "c", "never"],
+        "primary_category": ["pets", "games", None, "pets"],
     }
 )
 EVENTS = [  # user, video, at, rating: above 3 is a click, 3 is neither liked nor disliked but was shown
@@ -40,14 +39,12 @@ EVENTS = [  # user, video, at, rating: above 3 is a click, 3 is neither liked no
     ("w", "a", 22, 1.0),
     ("u", "b", 30, 1.0),
     ("u", "c", 49, 5.0),
-    ("u", "a", 50, 5.0),  # at the instant: not before it
-    ("u", "late", 60, 5.0),
     ("u", "unknown", 10, 5.0),
     ("u", "b", 11, None),
     ("u", "b", 12, 9.0),
 ]
-# By hand: what there was before 50.
-EARLY = {"a": (4, 2), "b": (1, 0), "c": (1, 1), "never": (0, 0)}
+# By hand.
+COUNTED = {"a": (4, 2), "b": (1, 0), "c": (1, 1), "never": (0, 0)}
 
 
 class Counting:
@@ -64,7 +61,7 @@ class Counting:
     def write(self, table: str, data: pa.Table) -> None:
         pq.write_table(data, self.folder / f"{table}.parquet", row_group_size=2)
 
-    def run(self, before: int = 0, topics: Topics | None = None) -> QueueSnapshot:
+    def run(self, topics: Topics | None = None) -> QueueSnapshot:
         self.runs += 1
         snapshot = QueueSnapshot()
         snapshot.uri = str(self.folder / f"snapshot{self.runs}")
@@ -72,7 +69,7 @@ class Counting:
             beam_pipeline_args=["--runner=DirectRunner", "--direct_running_mode=in_memory"], tmp_dir=str(self.folder)
         )
         inputs = {"topics": [topics]} if topics else {}
-        properties = {"world": str(self.folder), "contract_json": parse(CONTRACT).to_json(), "before": before}
+        properties = {"world": str(self.folder), "contract_json": parse(CONTRACT).to_json()}
         executor.Executor(context).Do(inputs, {"snapshot": [snapshot]}, properties)
         return snapshot
 
@@ -83,58 +80,49 @@ def counting(tmp_path: Path) -> Counting:
 
 
 @pytest.fixture(scope="module")
-def early(tmp_path_factory: pytest.TempPathFactory) -> QueueSnapshot:
-    return Counting(tmp_path_factory.mktemp("early")).run(before=50)
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> QueueSnapshot:
+    return Counting(tmp_path_factory.mktemp("snapshot")).run()
 
 
-def test_only_events_and_videos_before_the_instant_count(early):
-    read = Snapshot.read(early.uri)
+def test_exposures_and_clicks_are_counted_up_to_the_last_event(snapshot):
+    read = Snapshot.read(snapshot.uri)
     assert read.before == 50
-    assert {video.video_id: (video.shown, video.clicked) for video in read.videos} == EARLY
-    properties = {name: early.get_int_custom_property(name) for name in ("videos", "shown", "clicked", "rejected")}
+    assert {video.video_id: (video.shown, video.clicked) for video in read.videos} == COUNTED
+    properties = {name: snapshot.get_int_custom_property(name) for name in ("videos", "shown", "clicked", "rejected")}
     assert properties == {"videos": 4, "shown": 6, "clicked": 3, "rejected": 3}
 
 
-def test_every_row_is_counted_somewhere(early):
-    counts = executor.read_summary(early.uri)["counts"]
+def test_every_row_is_counted_somewhere(snapshot):
+    counts = executor.read_summary(snapshot.uri)["counts"]
     assert {name: number for name, number in counts.items() if number} == {
         "videos": 4,
-        "not yet published": 1,
         "without a topic": 1,
         "shown": 6,
         "clicked": 3,
         "unknown video": 1,
-        "not before the instant": 2,
         "missing label": 1,
         "label out of range": 1,
     }
 
 
-def test_without_an_instant_everything_counts_and_the_snapshot_says_up_to_when(counting):
-    read = Snapshot.read(counting.run().uri)
-    assert read.before == 61
-    found = {video.video_id: (video.shown, video.clicked) for video in read.videos}
-    assert found == {**EARLY, "a": (5, 3), "late": (1, 1)}
-
-
-def test_topics_are_the_learned_ones_or_else_the_category(early, counting):
-    by_category = {video.video_id: video.topics for video in Snapshot.read(early.uri).videos}
+def test_topics_are_the_learned_ones_or_else_the_category(snapshot, counting):
+    by_category = {video.video_id: video.topics for video in Snapshot.read(snapshot.uri).videos}
     assert by_category == {"a": ("pets",), "b": ("games",), "c": (), "never": ("pets",)}
     topics = Topics()
     topics.uri = str(counting.folder / "topics")
     learned = pa.table({"video_id": ["a", "c", "x"], "topics": pa.array([["t1", "t0"], ["t1"], ["t2"]])})
     tables.write_table(topics.uri, "video_topics", learned)
-    snapshot = counting.run(before=50, topics=topics)
-    found = {video.video_id: video.topics for video in Snapshot.read(snapshot.uri).videos}
+    other = counting.run(topics=topics)
+    found = {video.video_id: video.topics for video in Snapshot.read(other.uri).videos}
     assert found == {"a": ("t1", "t0"), "b": (), "c": ("t1",), "never": ()}
-    assert executor.read_summary(snapshot.uri)["counts"]["without a topic"] == 2
+    assert executor.read_summary(other.uri)["counts"]["without a topic"] == 2
 
 
-def test_a_snapshot_loads_into_a_store_as_it_was_written(early, tmp_path):
-    read = Snapshot.read(early.uri)
+def test_a_snapshot_loads_into_a_store_as_it_was_written(snapshot, tmp_path):
+    read = Snapshot.read(snapshot.uri)
     store = open_store(str(tmp_path / "queues.db"), QueueSettings(min_exposures=1, fresh_share=1.0))
     store.replace(read)
-    assert store.videos([*EARLY, "late"]) == {video.video_id: video for video in read.videos}
+    assert store.videos(list(COUNTED)) == {video.video_id: video for video in read.videos}
     # pets: 2 of 4, and 20 exposures' worth of .07: 3.4 / 24; a: (2 + 20 * that) / 24; never: that itself
     prior = 3.4 / 24
     assert store.top("pets", 5) == [
@@ -145,10 +133,10 @@ def test_a_snapshot_loads_into_a_store_as_it_was_written(early, tmp_path):
     store.close()
 
 
-def test_a_folder_that_is_no_whole_snapshot_is_one_clear_error(early, tmp_path):
+def test_a_folder_that_is_no_whole_snapshot_is_one_clear_error(snapshot, tmp_path):
     with pytest.raises(ContractError, match="expected a queue snapshot"):
         Snapshot.read(str(tmp_path))
-    shutil.copytree(f"{early.uri}/videos", tmp_path / "videos")  # what an execution leaves that was killed
+    shutil.copytree(f"{snapshot.uri}/videos", tmp_path / "videos")  # what an execution leaves that was killed
     with pytest.raises(ContractError, match="run the component again"):
         Snapshot.read(str(tmp_path))
 

@@ -6,7 +6,6 @@ from serving.topic_queues.queues import Candidate, TopicQueues
 from serving.topic_queues.settings import QueueSettings
 from serving.topic_queues.sqlite_store import SqliteStore
 from serving.topic_queues.store import Event, Snapshot, Video
-from transform.contract import ContractError
 
 
 @pytest.fixture
@@ -55,17 +54,3 @@ def test_scores_are_refreshed_by_what_is_recorded(store):
     (best, *_) = TopicQueues(store).candidates(["p"])
     # the topic's mean: 240 of 300, after 20 exposures' worth of 0: 240 / 320 = .75; (970 + 20 * .75) / 1020
     assert best == Candidate("r", "t", pytest.approx(985 / 1020))
-
-
-def test_settings_are_read_and_checked():
-    assert QueueSettings.from_json('{"topics": 3, "fresh_share": 0.2}') == QueueSettings(topics=3, fresh_share=0.2)
-    for wrong, message in (
-        ('{"topic": 3}', r"topic: .*got 3.*topics"),
-        ('{"topics": 0}', r"topics: .*greater than or equal to 1, got 0"),
-        ('{"topics": "many"}', r"topics: .*got 'many'"),
-        ('{"fresh_share": 1.1}', r"fresh_share: .*less than or equal to 1, got 1\.1"),
-        ('{"prior_strength": 0}', r"prior_strength: .*greater than 0, got 0"),
-        ("{", r"mend the config"),
-    ):
-        with pytest.raises(ContractError, match=message):
-            QueueSettings.from_json(wrong)

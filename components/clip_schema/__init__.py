@@ -1,1 +1,0 @@
-"""ClipSchema: the schema of clip examples, as an artifact."""

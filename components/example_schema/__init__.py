@@ -1,0 +1,1 @@
+"""ExampleSchema: the schema of a stream's examples, as an artifact."""

@@ -1,0 +1,1 @@
+"""VideoExampleGen: title, tags, categories and cover of every video, as tf.Examples."""
