@@ -29,7 +29,6 @@ def serve(options: Options) -> None:
 
     Raises:
         ContractError: The options cannot be served.
-        SystemExit: With 0, in the end.
     """
     # TensorFlow warns of every request that an op refuses, and quotes the request, be it 100 MB.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

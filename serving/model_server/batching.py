@@ -14,10 +14,12 @@ import dataclasses
 import itertools
 import logging
 import threading
+import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
+import numpy as np
 import tensorflow as tf
 
 from serving.model_server.errors import RequestError, invalid
@@ -25,6 +27,8 @@ from serving.model_server.errors import RequestError, invalid
 if TYPE_CHECKING:
     from serving.model_server.configuration import BatchingParameters
     from serving.model_server.servable import Signature
+
+Array = np.ndarray[Any, Any]
 
 _FULL = "The batch scheduling queue to which this task was submitted is full"
 _MOST_SHAPES = 32  # of one signature: a queue each, so that callers cannot make more and more of them
@@ -48,13 +52,12 @@ class Batcher:
         """The signature with a `call` that joins concurrent requests.
 
         Args:
-            signature: Of a loaded model. Its `call` is the concrete function.
+            signature: Of a loaded model.
 
         Returns:
             The batching one; the same one where inputs or outputs have no batch dimension to join along.
         """
-        function: Any = signature.call
-        shapes = [spec.shape for spec in (*signature.inputs.values(), *function.structured_outputs.values())]
+        shapes = [spec.shape for spec in (*signature.inputs.values(), *signature.outputs.values())]
         if not signature.inputs or not all(shape.rank and shape[0] is None for shape in shapes):
             _logger.info("a signature without a batch dimension is not batched: inputs %s", dict(signature.inputs))
             return signature
@@ -62,7 +65,7 @@ class Batcher:
 
 
 class _Batched:
-    """Called like the concrete function, by keyword.
+    """Called as the signature is.
 
     Raises:
         RequestError: INVALID_ARGUMENT, in TensorFlow Serving's words: the inputs differ in their number of rows, or
@@ -70,14 +73,14 @@ class _Batched:
     """
 
     def __init__(self, signature: Signature, parameters: BatchingParameters) -> None:
-        self._alone: Any = signature.call
-        self._inputs = signature.inputs
+        self._alone = signature.call
+        self._inputs, self._outputs = signature.inputs, signature.outputs
         self._parameters = parameters
-        self._graphs: dict[tuple[Any, ...], Callable[..., dict[str, tf.Tensor]]] = {}
+        self._graphs: dict[tuple[Any, ...], Callable[..., list[tf.Tensor]]] = {}
         self._tracing = threading.Lock()
 
-    def __call__(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        rows, *others = {int(tensor.shape[0]) for tensor in inputs.values()}
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        rows, *others = {array.shape[0] for array in inputs.values()}
         if others:
             raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
         limit = self._parameters.max_batch_size
@@ -85,15 +88,16 @@ class _Batched:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {limit}")
         graph = self._graph(tuple(tuple(inputs[name].shape[1:]) for name in self._inputs)) if rows else None
         if graph is None:  # the op answers no rows with shape [0], whatever the shape is
-            return dict(self._alone(**inputs))
+            return self._alone(**inputs)
         try:
-            return graph(*(inputs[name] for name in self._inputs))
+            answers = graph(*(tf.constant(inputs[name], spec.dtype) for name, spec in self._inputs.items()))
+            return {name: answer.numpy() for name, answer in zip(self._outputs, answers, strict=True)}
         except tf.errors.UnavailableError as error:
             raise RequestError(grpc.StatusCode.UNAVAILABLE, _FULL) from error
         except (tf.errors.OpError, UnicodeDecodeError):  # the latter: see predict.py
-            return dict(self._alone(**inputs))
+            return self._alone(**inputs)
 
-    def _graph(self, shape: tuple[Any, ...]) -> Callable[..., dict[str, tf.Tensor]] | None:
+    def _graph(self, shape: tuple[Any, ...]) -> Callable[..., list[tf.Tensor]] | None:
         """What batches requests of these dimensions; None: the callers have tried too many."""
         graph = self._graphs.get(shape)
         if graph is None and len(self._graphs) < _MOST_SHAPES:
@@ -101,35 +105,42 @@ class _Batched:
                 graph = self._graphs.get(shape) or self._graphs.setdefault(shape, self._trace(shape))
         return graph
 
-    def _trace(self, shape: tuple[Any, ...]) -> Callable[..., dict[str, tf.Tensor]]:
+    def _trace(self, shape: tuple[Any, ...]) -> Callable[..., list[tf.Tensor]]:
         specs = [
             tf.TensorSpec([None, *rest], spec.dtype, name)
             for (name, spec), rest in zip(self._inputs.items(), shape, strict=True)
         ]
-        names = sorted(self._alone.structured_outputs)
         parameters = self._parameters
+        types = [spec.dtype for spec in self._outputs.values()]
+        batched = weakref.ref(self)  # TensorFlow never lets go of what it calls back; a caller holds us meanwhile
 
-        def run(*inputs: tf.Tensor) -> list[tf.Tensor]:
-            outputs = self._alone(**dict(zip(self._inputs, inputs, strict=True)))
-            return [outputs[name] for name in names]
+        def run(*arrays: Array) -> list[Array]:
+            return cast(_Batched, batched())._together(*arrays)
 
-        body = tf.function(run, input_signature=specs, autograph=False).get_concrete_function()
+        def call_back(*inputs: tf.Tensor) -> list[tf.Tensor]:
+            return list(tf.numpy_function(run, inputs, types))
 
-        def enqueue(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            outputs = tf.raw_ops.BatchFunction(
-                f=body,
-                in_tensors=list(inputs),
-                captured_tensors=body.captured_inputs,
-                Tout=[output.dtype for output in body.outputs],
-                num_batch_threads=parameters.num_batch_threads,
-                max_batch_size=parameters.max_batch_size,
-                batch_timeout_micros=parameters.batch_timeout_micros,
-                max_enqueued_batches=parameters.max_enqueued_batches,
-                allowed_batch_sizes=list(parameters.allowed_batch_sizes),
-                shared_name=f"batching/{parameters}",
-                batching_queue=str(next(_queues)),
-                enable_large_batch_splitting=False,
+        body = tf.function(call_back, input_signature=specs, autograph=False).get_concrete_function()
+
+        def enqueue(*inputs: tf.Tensor) -> list[tf.Tensor]:
+            return list(
+                tf.raw_ops.BatchFunction(
+                    f=body,
+                    in_tensors=list(inputs),
+                    captured_tensors=[],
+                    Tout=types,
+                    num_batch_threads=parameters.num_batch_threads,
+                    max_batch_size=parameters.max_batch_size,
+                    batch_timeout_micros=parameters.batch_timeout_micros,
+                    max_enqueued_batches=parameters.max_enqueued_batches,
+                    allowed_batch_sizes=list(parameters.allowed_batch_sizes),
+                    shared_name=f"batching/{parameters}",
+                    batching_queue=str(next(_queues)),
+                    enable_large_batch_splitting=False,
+                )
             )
-            return dict(zip(names, outputs, strict=True))
 
         return tf.function(enqueue, input_signature=specs, autograph=False).get_concrete_function()
+
+    def _together(self, *arrays: Array) -> list[Array]:
+        return list(self._alone(**dict(zip(self._inputs, arrays, strict=True))).values())

@@ -143,7 +143,7 @@ def _examples(message: Any, call: Call) -> list[bytes]:
 
 
 def _run(signature: Signature, examples: list[bytes], call: Call) -> tuple[dict[str, Array], int]:
-    return run(signature, {_INPUT: tf.constant(examples, tf.string)}, call), len(examples)
+    return run(signature, {_INPUT: np.array(examples, object)}, call), len(examples)
 
 
 def _classes(outputs: Mapping[str, Array], count: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,15 +20,17 @@ _EXAMPLES = tuple(2.0**power for power in range(15))
 
 @dataclass
 class Call:
-    """What a request found out about itself.
+    """What a request may have, and what it found out about itself.
 
     Attributes:
         model: Its name, once it was found; empty before, lest a client fill the memory with names it makes up.
+        max_rows: How many rows it may have.
         examples: How many tf.Examples came with it.
         runtime_seconds: How long TensorFlow worked on it.
     """
 
     model: str = ""
+    max_rows: float = math.inf
     examples: int = 0
     runtime_seconds: float = 0.0
 

@@ -26,7 +26,7 @@ from tensorflow_serving.apis import get_model_status_pb2
 from serving.model_server.batching import Batcher
 from serving.model_server.configuration import BatchingParameters, Latest, ModelSource, Specific, sources_of
 from serving.model_server.errors import RequestError, invalid
-from serving.model_server.servable import Servable, load, unload
+from serving.model_server.servable import Servable, load
 from serving.model_server.warmup import warm_up
 from transform.contract import ContractError
 
@@ -80,9 +80,9 @@ class _Loaded:
         """Gives the memory back after the last lease."""
         with self._changed:
             self._changed.wait_for(lambda: not self._leases)
-        unload(self.servable)
+        self.servable.session.close()
         del self.servable
-        gc.collect()  # a SavedModel refers to itself; counting references never frees it
+        gc.collect()  # a session and its graph refer to each other; counting references never frees them
 
 
 @dataclass(frozen=True)
@@ -308,9 +308,7 @@ class Models:
         self._note(name, VersionStatus(version, State.START))
         self._note(name, VersionStatus(version, State.LOADING))
         try:
-            with _uncollected():
-                servable = self._batched(load(name, version, path))
-                warm_up(servable, path)
+            servable = self._load_warm(name, version, path)
             if _files(path) != files:
                 raise RequestError(
                     grpc.StatusCode.UNAVAILABLE, f"{path} changed while it was loaded; it is tried again"
@@ -325,6 +323,15 @@ class Models:
         self._broken.pop(path, None)
         return _Loaded(servable, path)
 
+    def _load_warm(self, name: str, version: int, path: str) -> Servable:
+        servable = self._batched(load(name, version, path))
+        try:
+            warm_up(servable, path)
+        except BaseException:
+            servable.session.close()
+            raise
+        return servable
+
     def _batched(self, servable: Servable) -> Servable:
         if self._batcher is None:
             return servable
@@ -338,16 +345,6 @@ class Models:
                 return
             self._states = {**self._states, name: MappingProxyType({**states, status.version: status})}
         _logger.info("%s version %d: %s", name, status.version, State.Name(status.state))
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without garbage collections: loading sets off many, each of which holds up requests for half a second."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _version(spec: Any, served: _Served) -> int | None:

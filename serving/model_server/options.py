@@ -46,6 +46,7 @@ class Options:
     ssl_config_file: str = _flag("", "keys and certificates of both ports: an SSLConfig in text format")
     models: str = _flag("", "folder of models, <name>/<version>/saved_model.pb", ours=True)
     latest: int = _flag(1, "how many of the newest versions of each model in --models to serve", ours=True)
+    max_request_rows: int = _flag(10_000, "how many rows a request may have, batching or not", ours=True)
     host: str = _flag("127.0.0.1", "address to listen on", ours=True)
     token_file: str = _flag("", f"file of the bearer token callers must show; or set {TOKEN_VARIABLE}", ours=True)
 
@@ -64,6 +65,7 @@ class Options:
             ("rest_api_timeout_in_ms", 1, 2**31),
             ("grpc_max_threads", 1, 4096),
             ("latest", 1, 2**31),
+            ("max_request_rows", 1, 2**31),
             ("file_system_poll_wait_seconds", 0, 2**31),
             ("model_config_file_poll_wait_seconds", 0, 2**31),
         ):

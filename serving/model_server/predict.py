@@ -54,18 +54,19 @@ def predict(servable: Servable, request: Any, call: Call) -> Any:
     return response
 
 
-def run(signature: Signature, inputs: Mapping[str, tf.Tensor], call: Call) -> dict[str, Array]:
-    """What the model answers, by output name, to tensors of the dtypes of the signature's inputs.
+def run(signature: Signature, inputs: Mapping[str, Array], call: Call) -> dict[str, Array]:
+    """What the model answers, by output name, to arrays of the dtypes of the signature's inputs.
 
     Raises:
-        RequestError: A shape does not fit, the model refused the values, or an output is no dense tensor.
+        RequestError: A shape or the number of rows does not fit, the model refused the values, or an output is sparse.
     """
-    for name, tensor in inputs.items():
-        _check_shape(name, tensor.shape, signature.inputs[name])
+    for name, array in inputs.items():
+        shape = tf.TensorShape(array.shape)
+        _check_shape(name, shape, signature.inputs[name])
+        _check_rows(shape, signature.inputs[name], call.max_rows)
     started = time.perf_counter()
     try:
-        outputs = signature.call(**inputs)
-        return {name: _array(name, outputs[name]) for name in signature.outputs}
+        return signature.call(**inputs)
     except tf.errors.OpError as error:
         raise from_tensorflow(error.error_code, error.message) from error
     except UnicodeDecodeError as error:
@@ -74,12 +75,6 @@ def run(signature: Signature, inputs: Mapping[str, tf.Tensor], call: Call) -> di
         raise from_tensorflow(tf.errors.INVALID_ARGUMENT, quoted) from error
     finally:
         call.runtime_seconds += time.perf_counter() - started
-
-
-def _array(name: str, output: Any) -> Array:
-    if not isinstance(output, tf.Tensor):
-        raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"output {name} cannot be sent: it is ragged or sparse")
-    return np.asarray(output.numpy(), output.dtype.as_numpy_dtype)  # `numpy()` makes a bare value of rank 0
 
 
 def answering_spec(servable: Servable, asked: Any) -> Any:
@@ -115,10 +110,10 @@ def _wanted(output_filter: Sequence[str], signature: Signature) -> Sequence[str]
             )
         if name in output_filter[:index]:
             raise invalid(f"duplicate output tensor alias: {name}")
-    return output_filter or signature.outputs
+    return output_filter or tuple(signature.outputs)
 
 
-def _tensor(proto: Any, name: str, position: int, spec: tf.TensorSpec) -> tf.Tensor:
+def _tensor(proto: Any, name: str, position: int, spec: tf.TensorSpec) -> Array:
     if proto.dtype != spec.dtype.as_datatype_enum:
         raise invalid(
             f"Expects arg[{position}] to be {tensors.dtype_name(spec.dtype.as_datatype_enum)} but "
@@ -134,7 +129,7 @@ def _tensor(proto: Any, name: str, position: int, spec: tf.TensorSpec) -> tf.Ten
     if _bytes_in_memory(proto, count, spec.dtype) > tensors.MAX_MESSAGE_BYTES:
         raise invalid(f"input {name} of shape {printed(shape)} is larger than {tensors.MAX_MESSAGE_BYTES} bytes")
     try:
-        return tf.io.parse_tensor(proto.SerializeToString(), spec.dtype)
+        return np.asarray(tf.io.parse_tensor(proto.SerializeToString(), spec.dtype))
     except (tf.errors.OpError, DecodeError, EncodeError) as error:
         raise invalid(f"tensor parsing error: {name}") from error
 
@@ -142,6 +137,11 @@ def _tensor(proto: Any, name: str, position: int, spec: tf.TensorSpec) -> tf.Ten
 def _check_shape(name: str, shape: tf.TensorShape, spec: tf.TensorSpec) -> None:
     if not spec.shape.is_compatible_with(shape):
         raise invalid(f"input {name} has incompatible shape {printed(shape)}: expected {printed(spec.shape)}")
+
+
+def _check_rows(shape: tf.TensorShape, spec: tf.TensorSpec, most: float) -> None:
+    if shape.rank and shape[0] > most and not spec.shape[:1].is_fully_defined():
+        raise invalid(f"Task size {shape[0]} is larger than maximum input batch size {most}")
 
 
 def _bytes_in_memory(proto: Any, count: int, dtype: tf.DType) -> int:

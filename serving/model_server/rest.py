@@ -19,7 +19,6 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 import grpc
-import tensorflow as tf
 import uvicorn
 from google.protobuf import json_format
 from starlette.applications import Starlette
@@ -28,22 +27,24 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
-from tensorflow_serving.apis import classification_pb2, get_model_metadata_pb2, model_pb2, regression_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    regression_pb2,
+)
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.model_server import json_examples, json_tensors
+from serving.model_server.backend import MAX_REQUEST_BYTES, TOO_MANY, Backend
 from serving.model_server.configuration import Monitoring
 from serving.model_server.errors import RequestError, as_request_error, invalid
-from serving.model_server.grpc_models import model_status
-from serving.model_server.grpc_service import model_metadata, serve
 from serving.model_server.inference import classify, regress
-from serving.model_server.metrics import Call, Metrics
-from serving.model_server.models import Models
+from serving.model_server.metrics import Call
 from serving.model_server.predict import run
 from serving.model_server.servable import Servable
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
-MAX_HELD_BYTES = 512 * 1024 * 1024  # of all bodies together
 SLOWEST_SECONDS = 60.0  # a client that has not sent its request in so long is let go
 _THREADS = 16
 _MOST_CONNECTIONS = 512
@@ -56,12 +57,11 @@ _RUN = re.compile(rf"/v1/models/(?P<name>[^/:]+){_CHOICE}:(?P<api>predict|classi
 _MODEL = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_CHOICE}(?P<metadata>/metadata)?", re.IGNORECASE)
 
 
-def respond(models: Models, metrics: Metrics, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+def respond(backend: Backend, method: str, path: str, body: bytearray) -> tuple[int, bytes]:
     """Answers one HTTP request.
 
     Args:
-        models: What is served.
-        metrics: Observes the request.
+        backend: Knows the answer.
         method: `GET` or `POST`.
         path: Of the URL, without the query.
         body: Of the request.
@@ -70,23 +70,25 @@ def respond(models: Models, metrics: Metrics, method: str, path: str, body: byte
         HTTP status, and the response's body, which is JSON.
     """
     try:
-        return HTTPStatus.OK.value, _route(models, metrics, method, path, body)
+        return HTTPStatus.OK.value, _route(backend, method, path, body)
     except Exception as error:
         failure = as_request_error(error)
     return failure.http_status, json.dumps({"error": failure.message}).encode()
 
 
-def _route(models: Models, metrics: Metrics, method: str, path: str, body: bytes) -> bytes:
+def _route(backend: Backend, method: str, path: str, body: bytearray) -> bytes:
     if not path.lower().startswith("/v1/"):
         raise RequestError(grpc.StatusCode.NOT_FOUND, f"Not found: {path}")
     if method == "POST" and (match := _RUN.fullmatch(path)):
         api, work = _APIS[match["api"].lower()]
-        return bytes(serve(models, metrics.call(api, "REST"), _spec(match), body, work))
+        return backend.run(work, api, "REST", _spec(match), body)
     if method == "GET" and (match := _MODEL.fullmatch(path)):
         if not match["name"]:
             raise invalid("Missing model name in request.")
-        spec = _spec(match)
-        return _metadata(models, spec) if match["metadata"] else _json(_fields(model_status(models, spec)))
+        if match["metadata"]:
+            return _metadata(backend, _spec(match))
+        asked = get_model_status_pb2.GetModelStatusRequest(model_spec=_spec(match))
+        return _json(_fields(backend.status(asked)))
     raise invalid(f"Malformed request: {method} {path}")
 
 
@@ -101,7 +103,7 @@ def _spec(match: re.Match[str]) -> Any:
     return spec
 
 
-def _predict(servable: Servable, body: bytes, call: Call) -> bytes:
+def _predict(servable: Servable, body: bytearray, call: Call) -> bytes:
     content = json_tensors.parse(body)
     name = json_tensors.signature_name(content)
     try:
@@ -109,37 +111,36 @@ def _predict(servable: Servable, body: bytes, call: Call) -> bytes:
     except RequestError as error:  # Serving's REST API has words and a code of its own for this
         raise invalid(f'Serving signature name: "{name}" not found in signature def') from error
     arrays, as_rows = json_tensors.read(content, signature.inputs)
-    inputs = {key: tf.constant(array, signature.inputs[key].dtype) for key, array in arrays.items()}
-    return json_tensors.write(run(signature, inputs, call), as_rows)
+    return json_tensors.write(run(signature, arrays, call), as_rows)
 
 
-def _classify(servable: Servable, body: bytes, call: Call) -> bytes:
+def _classify(servable: Servable, body: bytearray, call: Call) -> bytes:
     return json_examples.write_classes(
         classify(servable, _examples(classification_pb2.ClassificationRequest, body), call)
     )
 
 
-def _regress(servable: Servable, body: bytes, call: Call) -> bytes:
+def _regress(servable: Servable, body: bytearray, call: Call) -> bytes:
     request = _examples(regression_pb2.RegressionRequest, body)
     return json_examples.write_values(regress(servable, request, call))
 
 
-def _examples(request: Callable[..., Any], body: bytes) -> Any:
+def _examples(request: Callable[..., Any], body: bytearray) -> Any:
     content = json_tensors.parse(body)
     spec = model_pb2.ModelSpec(signature_name=json_tensors.signature_name(content))
     return request(model_spec=spec, input=json_examples.read(content))
 
 
-_APIS: dict[str, tuple[str, Callable[[Servable, bytes, Call], bytes]]] = {
+_APIS: dict[str, tuple[str, Callable[[Servable, bytearray, Call], bytes]]] = {
     "predict": ("Predict", _predict),
     "classify": ("Classify", _classify),
     "regress": ("Regress", _regress),
 }
 
 
-def _metadata(models: Models, spec: Any) -> bytes:
+def _metadata(backend: Backend, spec: Any) -> bytes:
     request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
-    response = model_metadata(models, request)
+    response = backend.metadata(request)
     signatures = get_model_metadata_pb2.SignatureDefMap()
     response.metadata["signature_def"].Unpack(signatures)
     spec = _fields(response.model_spec) | {"signature_name": ""}
@@ -154,13 +155,12 @@ def _fields(message: Any) -> Any:
     return json_format.MessageToDict(message, including_default_value_fields=True, preserving_proto_field_name=True)
 
 
-def application(models: Models, metrics: Metrics, monitoring: Monitoring, timeout_seconds: float = 30.0) -> Starlette:
+def application(backend: Backend, monitoring: Monitoring, timeout_seconds: float = 30.0) -> Starlette:
     """The ASGI application: `/v1/...`, `/healthz`, `/readyz` and, if enabled, the metrics.
 
     Args:
-        models: What is served.
-        metrics: Observes the requests, and is what the page of metrics shows.
-        monitoring: Whether and where it shows them.
+        backend: Knows the answers.
+        monitoring: Whether and where its metrics are shown.
         timeout_seconds: A request that is not answered in so long after it came is answered DEADLINE_EXCEEDED.
     """
 
@@ -168,11 +168,11 @@ def application(models: Models, metrics: Metrics, monitoring: Monitoring, timeou
         return JSONResponse({"alive": True})
 
     async def ready(_: Request) -> Response:
-        status = HTTPStatus.OK if models.ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return JSONResponse({"ready": status is HTTPStatus.OK, "waiting_for": models.waiting}, status)
+        status = HTTPStatus.OK if backend.models.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return JSONResponse({"ready": status is HTTPStatus.OK, "waiting_for": backend.models.waiting}, status)
 
     async def page(_: Request) -> Response:
-        return Response(metrics.page(), media_type="text/plain")
+        return Response(backend.metrics.page(), media_type="text/plain")
 
     @asynccontextmanager
     async def threads(_: Starlette) -> AsyncIterator[dict[str, Any]]:
@@ -183,46 +183,46 @@ def application(models: Models, metrics: Metrics, monitoring: Monitoring, timeou
     routes = [Route("/healthz", alive), Route("/readyz", ready)]
     if monitoring.enable:
         routes.append(Route(monitoring.path, page))
-    routes.append(Route("/{path:path}", _Answering(models, metrics, timeout_seconds).answer, methods=_METHODS))
+    routes.append(Route("/{path:path}", _Answering(backend, timeout_seconds).answer, methods=_METHODS))
     return Starlette(routes=routes, lifespan=threads, exception_handlers={HTTPException: _refuse})
 
 
 class _Answering:
     """Receives a body within its limits, and has a thread answer it."""
 
-    def __init__(self, models: Models, metrics: Metrics, timeout_seconds: float) -> None:
-        self._models = models
-        self._metrics = metrics
+    def __init__(self, backend: Backend, timeout_seconds: float) -> None:
+        self._backend = backend
         self._timeout_seconds = timeout_seconds
-        self._held_bytes = 0
 
     async def answer(self, request: Request) -> Response:
         body = bytearray()
         try:
             await _within(SLOWEST_SECONDS, self._receive(request, body), HTTPStatus.REQUEST_TIMEOUT)
-            arguments = (self._models, self._metrics, request.method, request.url.path, bytes(body))
-            work = asyncio.get_running_loop().run_in_executor(request.state.pool, respond, *arguments)
-            status, content = await _within(self._timeout_seconds, work, HTTPStatus.GATEWAY_TIMEOUT)
-            return Response(content, status, media_type="application/json")
-        except ClientDisconnect as error:
-            raise HTTPException(HTTPStatus.BAD_REQUEST, "the client left") from error
-        finally:
-            self._held_bytes -= len(body)
+            work = request.state.pool.submit(respond, self._backend, request.method, request.url.path, body)
+        except BaseException:
+            self._backend.hold(-len(body))
+            raise
+        # A thread that is not done in time goes on, and holds the body until then.
+        work.add_done_callback(lambda _: self._backend.hold(-len(body)))
+        status, content = await _within(self._timeout_seconds, asyncio.wrap_future(work), HTTPStatus.GATEWAY_TIMEOUT)
+        return Response(content, status, media_type="application/json")
 
     async def _receive(self, request: Request, body: bytearray) -> None:
         too_large = HTTPException(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"the body may have at most {MAX_BODY_BYTES} bytes: send smaller batches",
+            f"the body may have at most {MAX_REQUEST_BYTES} bytes: send smaller batches",
         )
-        if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:  # that it is a number, h11 has seen to
+        if int(request.headers.get("content-length", 0)) > MAX_REQUEST_BYTES:  # that it is a number, h11 has seen to
             raise too_large
-        async for chunk in request.stream():
-            body += chunk
-            self._held_bytes += len(chunk)
-            if len(body) > MAX_BODY_BYTES:
-                raise too_large
-            if self._held_bytes > MAX_HELD_BYTES:
-                raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests at once: try again")
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if not self._backend.hold(len(chunk)):
+                    raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
+                if len(body) > MAX_REQUEST_BYTES:
+                    raise too_large
+        except ClientDisconnect as error:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "the client left") from error
 
 
 async def _within(seconds: float, work: Awaitable[_T], status: HTTPStatus) -> _T:

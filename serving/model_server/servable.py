@@ -1,4 +1,8 @@
-"""A loaded version of a model and its signatures."""
+"""A loaded version of a model and its signatures.
+
+A version is a TensorFlow session of its own, as in TensorFlow Serving: its variables and tables go when it is closed,
+and neither loading nor answering holds Python's lock for long.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,17 @@ from types import MappingProxyType
 from typing import Any
 
 import grpc
+import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401 (its ops are in a stock TensorFlow Serving)
-from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
 from serving.model_server.errors import RequestError
 
 DEFAULT_SIGNATURE = "serving_default"
+_INITIALISER = "__saved_model_init_op"  # a signature that only loading runs
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -22,14 +30,14 @@ class Signature:
     """One function of a model.
 
     Attributes:
-        call: The concrete function; takes tensors by input name, returns them by output name.
-        inputs: Dtype and shape by input name.
-        outputs: Output names, sorted.
+        call: Takes arrays by input name, strings as objects, and returns them by output name.
+        inputs: Dtype and shape by input name, sorted.
+        outputs: Dtype and shape by output name, sorted.
     """
 
-    call: Callable[..., dict[str, Any]]
+    call: Callable[..., dict[str, Array]]
     inputs: Mapping[str, tf.TensorSpec]
-    outputs: tuple[str, ...]
+    outputs: Mapping[str, tf.TensorSpec]
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,14 @@ class Servable:
         version: Its version.
         signatures: By name.
         signature_defs: The SignatureDef messages by name, as GetModelMetadata answers them.
-        model: What `tf.saved_model.load` returned; its variables live as long as this is held.
+        session: Where its variables live until it is closed.
     """
 
     name: str
     version: int
     signatures: Mapping[str, Signature]
     signature_defs: Mapping[str, Any]
-    model: Any
+    session: tf.compat.v1.Session
 
     def signature(self, name: str) -> Signature:
         """The signature of that name, or of the default name for the empty string.
@@ -67,21 +75,21 @@ def load(name: str, version: int, path: str) -> Servable:
     """Loads one SavedModel.
 
     Raises:
-        Exception: What `tf.saved_model.load` raises for a folder that holds none, or a broken one.
+        Exception: What TensorFlow raises for a folder that holds none, or a broken one.
     """
     definitions = _signature_defs(path)
-    model = tf.saved_model.load(path, tags=["serve"])
-    signatures = {key: _signature(function, definitions[key]) for key, function in model.signatures.items()}
-    if not signatures:
-        raise ValueError(f"{path} has no signatures: export it with tf.saved_model.save(..., signatures=...)")
-    return Servable(name, version, MappingProxyType(signatures), MappingProxyType(definitions), model)
-
-
-def unload(servable: Servable) -> None:
-    """Frees the tables of a model that nobody will call again: TensorFlow keeps them by name, not by reference."""
-    for node in tf.train.TrackableView(servable.model).descendants():
-        if (handle := getattr(node, "resource_handle", None)) is not None:
-            tf.raw_ops.DestroyResourceOp(resource=handle)
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    try:
+        with session.graph.as_default():
+            tf.compat.v1.saved_model.load(session, ["serve"], path)
+        asked = {key: definition for key, definition in definitions.items() if key != _INITIALISER}
+        signatures = {key: _signature(session, definition) for key, definition in asked.items()}
+        if not signatures:
+            raise ValueError(f"{path} has no signatures: export it with tf.saved_model.save(..., signatures=...)")
+    except BaseException:
+        session.close()
+        raise
+    return Servable(name, version, MappingProxyType(signatures), MappingProxyType(definitions), session)
 
 
 def _signature_defs(path: str) -> dict[str, Any]:
@@ -100,9 +108,34 @@ def _signature_defs(path: str) -> dict[str, Any]:
     return copies
 
 
-def _signature(function: Callable[..., dict[str, Any]], definition: Any) -> Signature:
-    inputs = {
-        name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.dtypes.as_dtype(info.dtype))
-        for name, info in sorted(definition.inputs.items())
-    }
-    return Signature(function, MappingProxyType(inputs), tuple(sorted(definition.outputs)))
+def _signature(session: tf.compat.v1.Session, definition: Any) -> Signature:
+    inputs, outputs = _specs(definition.inputs), _specs(definition.outputs)
+    for name in outputs:
+        if definition.outputs[name].WhichOneof("encoding") != "name":
+            return Signature(_refusing(name), inputs, outputs)
+    feeds, fetches = ([infos[name].name for name in sorted(infos)] for infos in (definition.inputs, definition.outputs))
+    # `make_callable`, the public form, takes twice as long, and adds lines of this server's code to a model's errors.
+    run = session._make_callable_from_options(config_pb2.CallableOptions(feed=feeds, fetch=fetches))
+
+    def call(**arrays: Array) -> dict[str, Array]:
+        answers = run(*(np.asarray(arrays[name]) for name in inputs))
+        # A result of rank 0 is a bare value.
+        return {n: np.asarray(a, outputs[n].dtype.as_numpy_dtype) for n, a in zip(outputs, answers, strict=True)}
+
+    return Signature(call, inputs, outputs)
+
+
+def _specs(infos: Mapping[str, Any]) -> Mapping[str, tf.TensorSpec]:
+    return MappingProxyType(
+        {
+            name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.dtypes.as_dtype(info.dtype))
+            for name, info in sorted(infos.items())
+        }
+    )
+
+
+def _refusing(name: str) -> Callable[..., dict[str, Array]]:
+    def call(**_: Array) -> dict[str, Array]:
+        raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"output {name} cannot be sent: it is ragged or sparse")
+
+    return call

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
+from typing import Any
 
 import grpc
 import tensorflow as tf
@@ -25,10 +25,10 @@ from starlette.types import ASGIApp
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from serving.model_server import configuration, security
+from serving.model_server.backend import MAX_REQUEST_BYTES, Backend
 from serving.model_server.configuration import BatchingParameters, ModelSource, Monitoring, Tls
 from serving.model_server.errors import RequestError
-from serving.model_server.grpc_models import ModelService
-from serving.model_server.grpc_service import SERVICES, PredictionService
+from serving.model_server.grpc_service import SERVICES, ModelService, PredictionService
 from serving.model_server.metrics import Metrics
 from serving.model_server.models import Models
 from serving.model_server.options import Options
@@ -71,12 +71,12 @@ class Server:
         file = options.monitoring_config_file
         monitoring = configuration.read_monitoring(file) if file else Monitoring()
         self.models = _models(options)
-        self._metrics = Metrics()
+        self._backend = Backend(self.models, Metrics(), options.max_request_rows)
         self._health = health.HealthServicer()
         self._healthy: bool | None = None
         self._grpc = self._grpc_server(token)
         self.port = _bind(self._grpc, self.host, options.port, tls)
-        app: ASGIApp = application(self.models, self._metrics, monitoring, options.rest_api_timeout_in_ms / 1000)
+        app: ASGIApp = application(self._backend, monitoring, options.rest_api_timeout_in_ms / 1000)
         if token:
             app = security.TokenMiddleware(app, token)
         try:
@@ -109,33 +109,34 @@ class Server:
             interceptors=[security.TokenInterceptor(token)] if token else [],
             maximum_concurrent_rpcs=threads * (1 + _WAITING),
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),  # else two servers could share a port, and a client would reach either
             ],
         )
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(self.models, self._metrics), server
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.models), server)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(self._backend), server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self._backend), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
     def _watch(self) -> None:
         """Looks for versions and at the configuration when it is time to, and keeps health up to date."""
-        options = self._options
-        due = [
-            _Due(self.models.refresh, options.file_system_poll_wait_seconds),
-            _Due(self._reload, options.model_config_file_poll_wait_seconds if options.model_config_file else 0.0),
-        ]
+        seconds = {
+            self.models.refresh: self._options.file_system_poll_wait_seconds,
+            self._reload: self._options.model_config_file_poll_wait_seconds,
+        }
+        last = dict.fromkeys(seconds, time.monotonic())
         while not self._stopping.wait(_LOOK_SECONDS):
-            for work in due:
-                work.run_if_due()
+            for work, at in last.items():
+                if seconds[work] and time.monotonic() >= at + seconds[work]:
+                    _try(work)
+                    last[work] = time.monotonic()
             self._report_health()
 
     def _reload(self) -> None:
-        self.models.reload(configuration.models_config(self._options.model_config_file))
+        if self._options.model_config_file:
+            self.models.reload(configuration.models_config(self._options.model_config_file))
 
     def _report_health(self) -> None:
         if self._healthy is not self.models.ready:  # watchers are told of every call, changed or not
@@ -153,45 +154,33 @@ class Server:
         if self._stopping.is_set():
             return
         self._stopping.set()
+        end = time.monotonic() + _DRAIN_SECONDS
         self._health.enter_graceful_shutdown()
         answered = self._grpc.stop(_DRAIN_SECONDS)  # refuses from now on; REST drains meanwhile
         self._http.stop(_DRAIN_SECONDS)
         if not answered.wait(_GRACE_SECONDS):  # who watches health, which takes no thread, does not leave
             busy = threading.Thread(target=self._pool.shutdown, daemon=True)
             busy.start()
-            busy.join(_DRAIN_SECONDS)
+            busy.join(max(end - time.monotonic(), 0))
             self._grpc.stop(_GRACE_SECONDS).wait()
-        self._watcher.join(_DRAIN_SECONDS)
+        self._watcher.join(max(end - time.monotonic(), 0))
         self.models.close()
         self._stopped.set()
 
     def __enter__(self) -> Server:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
-class _Due:
-    """Work that is repeated; 0 seconds: never."""
-
-    def __init__(self, work: Callable[[], None], seconds: float) -> None:
-        self._work = work
-        self._seconds = seconds
-        self._at = time.monotonic() + seconds
-
-    def run_if_due(self) -> None:
-        if not self._seconds or time.monotonic() < self._at:
-            return
-        try:
-            self._work()
-        except (ContractError, RequestError) as error:
-            _logger.error("the configuration is not taken over, the last one keeps serving: %s", error)
-        except Exception:  # the watcher must outlive whatever a storage system raises
-            _logger.exception("looking for changes failed; what is loaded keeps serving")
-        self._at = time.monotonic() + self._seconds
+def _try(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except (ContractError, RequestError) as error:
+        _logger.error("the configuration is not taken over, the last one keeps serving: %s", error)
+    except Exception:  # the watcher must outlive whatever a storage system raises
+        _logger.exception("looking for changes failed; what is loaded keeps serving")
 
 
 def start(
@@ -202,36 +191,13 @@ def start(
     poll_seconds: float = 1.0,
     latest: int = 1,
 ) -> Server:
-    """Serves the models of a folder: `Server` with the options that a program embedding it needs.
-
-    Args:
-        models_dir: Folder with `<name>/<version>/saved_model.pb`; anything `tf.io.gfile` reads.
-        port: Of gRPC; 0 takes a free one.
-        rest_port: Of REST; 0 takes a free one.
-        host: Address to listen on.
-        poll_seconds: How often to look for new versions; 0 never.
-        latest: How many of the newest versions of each model to serve.
-
-    Returns:
-        The server, which answers already.
-
-    Raises:
-        ContractError: The folder does not exist, or a port is taken.
-    """
-    return Server(
-        Options(
-            models=models_dir,
-            port=port,
-            rest_api_port=rest_port,
-            host=host,
-            file_system_poll_wait_seconds=poll_seconds,
-            latest=latest,
-        )
-    )
+    """`Server` with the options, as `Options` has them, that a program embedding it needs."""
+    asked: dict[str, Any] = {"port": port, "rest_api_port": rest_port, "host": host, "latest": latest}
+    return Server(Options(models=models_dir, file_system_poll_wait_seconds=poll_seconds, **asked))
 
 
 def run(options: Options) -> None:
-    """Serves until SIGTERM or SIGINT, then drains and raises SystemExit with 0.
+    """Serves until SIGTERM or SIGINT, then drains and ends the process with 0.
 
     Raises:
         ContractError: As `Server`.
@@ -242,10 +208,14 @@ def run(options: Options) -> None:
     # While a version is loaded or unloaded, requests wait less: neither for collections of what stays anyway (all that
     # was imported), nor as long for their turn with Python's lock.
     gc.freeze()
-    sys.setswitchinterval(0.001)
-    with Server(options) as server:
-        _logger.info("gRPC on %s, REST on %s:%d", server.target, server.host, server.rest_port)
-        server.wait()
+    sys.setswitchinterval(0.00002)
+    try:
+        with Server(options) as server:
+            _logger.info("gRPC on %s, REST on %s:%d", server.target, server.host, server.rest_port)
+            server.wait()
+    except SystemExit:
+        logging.shutdown()
+        os._exit(0)  # Python would wait for threads whose requests outlasted the draining
 
 
 def _terminate(*_: object) -> None:
@@ -259,6 +229,11 @@ def _models(options: Options) -> Models:
     if options.enable_batching:
         file = options.batching_parameters_file
         batching = configuration.read_batching(file) if file else BatchingParameters()
+        if batching.max_batch_size > options.max_request_rows:
+            raise ContractError(
+                f"max_batch_size of {batching.max_batch_size} is more rows than a request may have: "
+                f"raise --max_request_rows, which is {options.max_request_rows}"
+            )
     models = Models(_sources(options), options.latest, batching)
     models.refresh()
     if not models.ready:

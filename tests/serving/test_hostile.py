@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -78,6 +79,7 @@ def process(*flags, log):
         try:
             while "gRPC on " not in (text := log.read_text()):
                 assert running.poll() is None, text
+                time.sleep(0.1)
             target, rest = text.split("gRPC on ")[1].split()[0].rstrip(","), text.split("REST on ")[1].split()[0]
             yield running, target, int(rest.rpartition(":")[2])
         finally:
@@ -448,7 +450,8 @@ def hurried(server):
     for timeout in (0.0, 1e-6, 0.001):
         server.call(PREDICT + "Predict", predict("one", x=A[0]), {"DEADLINE_EXCEEDED"}, timeout)
     send = server.channel.unary_unary(PREDICT + "Predict")
-    for call in [send.future(predict("", "history", examples=HISTORIES[1:2]).SerializeToString()) for _ in range(20)]:
+    long = predict("", "history", examples=[example(HISTORIES[1])]).SerializeToString()
+    for call in [send.future(long) for _ in range(20)]:
         call.cancel()
         server.answers["gRPC cancelled"] += 1
 
@@ -460,8 +463,10 @@ def oversized(server):
     chunk = b"%x\r\n%s\r\n" % (MEGABYTE, BIG)
     head = f"POST {path} HTTP/1.1\r\nHost: s\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     server.send(head + chunk * 100 + b"0\r\n\r\n")
-    server.call(PREDICT + "Predict", predict("anything", x=tensor(sizes=[size // 4], content=b"\0" * size)))
-    server.call(PREDICT + "Predict", b"\xff" * (257 * MEGABYTE), {"RESOURCE_EXHAUSTED"})
+    server.call(PREDICT + "Predict", b"\xff" * size, {"RESOURCE_EXHAUSTED"})
+    server.call(PREDICT + "Predict", predict("one", x=np.zeros(15 * MEGABYTE, np.float32)))
+    for value in (b"0.1,", b'"",', b"[],", b'{"":1},', b'"b64":"",'):
+        server.post(path, b'{"instances": [' + value * (60 * MEGABYTE // len(value)))
 
 
 @contextlib.contextmanager
@@ -526,7 +531,7 @@ def test_hostile_requests_are_refused_and_harm_nobody(models, tmp_path, batching
         server = Besieged(running, target, rest_port)
         server.answers_right()
         # Warms up. TensorFlow never frees the message of an op that failed, and this one quotes what it refuses.
-        server.call(PREDICT + "Predict", predict("", examples=[b"\xff" * (100 * MEGABYTE)]))
+        server.call(PREDICT + "Predict", predict("", examples=[b"\xff" * (60 * MEGABYTE)]))
         oversized(server)
         with slow_senders(server), versions_come_and_go(server, models):
             for state in ("AVAILABLE", "END"):

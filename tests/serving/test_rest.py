@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from serving.model_server import json_tensors, rest
+from serving.model_server import backend, json_tensors, rest
 from serving.model_server.configuration import Monitoring
 from serving.model_server.errors import RequestError
 from serving.model_server.metrics import Metrics
@@ -249,7 +249,7 @@ def raw(server, request: bytes) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("header", "status", "message"),
     [
-        (f"Content-Length: {rest.MAX_BODY_BYTES + 1}", 413, "send smaller batches"),
+        (f"Content-Length: {backend.MAX_REQUEST_BYTES + 1}", 413, "send smaller batches"),
         ("Content-Length: " + "9" * 400, 400, "Invalid HTTP request"),
         ("Content-Length: -5", 400, "Invalid HTTP request"),
         ("Content-Length: two", 400, "Invalid HTTP request"),
@@ -266,12 +266,12 @@ def test_a_body_may_come_in_chunks_but_not_in_too_many(server, monkeypatch):
     body = b'{"signature_name": "one", "instances": [2]}'
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:9], body[9:], b""))
     assert raw(server, head + chunks) == (200, '{"predictions": [6.0]}')
-    monkeypatch.setattr(rest, "MAX_BODY_BYTES", 20)
+    monkeypatch.setattr(rest, "MAX_REQUEST_BYTES", 20)
     assert raw(server, head + chunks)[0] == 413
 
 
 def test_all_bodies_together_may_hold_so_much_memory(server, ask, monkeypatch):
-    monkeypatch.setattr(rest, "MAX_HELD_BYTES", 100)
+    monkeypatch.setattr(backend, "MAX_HELD_BYTES", 100)
     big = {"signature_name": "one", "instances": [1.0] * 100}
     for _ in range(2):  # what was held is given back
         status, answer = ask("POST", "/v1/models/scaler:predict", big)
@@ -302,11 +302,14 @@ def test_a_sender_that_stalls_is_let_go(begun, answer, saved, monkeypatch):
 
 def test_a_request_that_takes_too_long_is_answered_504(saved, monkeypatch):
     monkeypatch.setattr(rest, "respond", lambda *_: time.sleep(1))
-    models = Models(str(saved))
-    answering = rest.HttpServer(rest.application(models, Metrics(), Monitoring(), 0.1), "127.0.0.1", 0)
+    nobodys = backend.Backend(Models(str(saved)), Metrics())
+    answering = rest.HttpServer(rest.application(nobodys, Monitoring(), 0.1), "127.0.0.1", 0)
     answering.start()
-    asked = b"GET /v1/models/scaler HTTP/1.1\r\nHost: x\r\n\r\n"
+    asked = b"POST /v1/models/scaler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1"
     assert raw(SimpleNamespace(rest_port=answering.port), asked) == (504, '{"error":"it took longer than 0.1 s"}')
+    assert not nobodys.hold(backend.MAX_HELD_BYTES)  # what goes on in its thread counts until it is done
+    time.sleep(1)
+    assert nobodys.hold(0)
     answering.stop(5)
 
 
@@ -375,7 +378,7 @@ BODIES = st.dictionaries(
 @given(BODIES.map(json.dumps).map(str.encode) | st.binary(max_size=40))
 @settings(max_examples=150)
 def test_any_body_is_answered_or_refused_but_never_an_internal_error(server, body):
-    status, answer = rest.respond(server.models, Metrics(), "POST", "/v1/models/scaler:predict", body)
+    status, answer = rest.respond(backend.Backend(server.models, Metrics()), "POST", "/v1/models/scaler:predict", body)
     assert status in (200, 400)
     assert json.loads(answer)
 
@@ -411,13 +414,27 @@ def test_the_shortest_digits_are_numpys_own(array):
     np.testing.assert_array_equal(json_tensors.shortest(array), expected)
 
 
-@pytest.mark.parametrize(("lists", "status"), [(10, 200), (11, 400)])
-def test_there_may_be_so_many_lists(predict, monkeypatch, lists, status):
-    monkeypatch.setattr(json_tensors, "MAX_LISTS", 12)  # the object, the outer list, and these
-    body = {"signature_name": "two", "inputs": {"a": [[1, 2]] * (lists - 2), "n": [1] * (lists - 2)}}
-    answer = predict(body)
-    assert answer[0] == status
-    assert status == 200 or "more than 12 lists and objects" in answer[1]["error"]
+@pytest.mark.parametrize(
+    ("body", "most"),
+    [
+        # Brackets that open, and commas: an object of 2, an object of 2, a list of 3, 3 lists of 2, and a list of 3.
+        ('{"signature_name": "two", "inputs": {"a": [[1, 2], [1, 2], [1, 2]], "n": [1, 1, 1]}}', 2 + 2 + 3 + 6 + 3),
+        ('{"inputs": "%s"}' % (r"[,\\\\\\\"," * 20), 1),  # inside a string they do not count
+    ],
+)
+def test_there_may_be_so_many_values(monkeypatch, body, most):
+    monkeypatch.setattr(json_tensors, "MAX_VALUES", most)
+    assert json_tensors.parse(body.encode()) == json.loads(body)
+    monkeypatch.setattr(json_tensors, "MAX_VALUES", most - 1)
+    with pytest.raises(RequestError, match=f"more than {most - 1} values: send smaller batches"):
+        json_tensors.parse(body.encode())
+
+
+@pytest.mark.parametrize("body", [b"]" * 13, b'"' * 49, b'""' * 25, b"[" * 13, b"1," * 13])
+def test_what_is_no_json_is_not_parsed_either_where_it_is_too_much(monkeypatch, body):
+    monkeypatch.setattr(json_tensors, "MAX_VALUES", 12)
+    with pytest.raises(RequestError, match="more than 12 values"):
+        json_tensors.parse(body)
 
 
 def test_brackets_inside_strings_do_not_count_as_nesting():

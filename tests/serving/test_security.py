@@ -5,6 +5,7 @@ import datetime
 import http.client
 import ipaddress
 import json
+import shutil
 import ssl
 import threading
 import urllib.request
@@ -19,8 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.client import AsyncClient, Client, ResourceExhausted, Tls, Unauthenticated, Unavailable
-from serving.model_server import security
+from serving.client import AsyncClient, Client, ResourceExhausted, ServingError, Tls, Unauthenticated, Unavailable
+from serving.model_server import backend, rest, security
 from serving.model_server.options import TOKEN_VARIABLE, Options
 from serving.model_server.server import Server
 from transform.contract import ContractError
@@ -216,3 +217,59 @@ def test_the_async_client_shows_token_and_certificate_too(saved, ssl_config, aut
         assert asyncio.run(ask(server.target, TOKEN)) == [3.0, 6.0]
         with pytest.raises(Unauthenticated):
             asyncio.run(ask(server.target, "wrong"))
+
+
+def refusal(ask) -> tuple[str, str]:
+    with pytest.raises(ServingError) as raised:
+        ask()
+    return raised.value.code.name, raised.value.details
+
+
+def test_a_request_may_have_so_many_rows_without_batching_too(saved):
+    """Three: of a batch, of a tensor of any shape, and of examples, over gRPC and REST."""
+    too_many = "Task size 4 is larger than maximum input batch size 3"
+    with Server(options(saved, max_request_rows=3)) as server, Client(server.target) as client:
+        for ask in (
+            lambda rows: client.predict_tensors("scaler", {"x": np.ones(rows, np.float32)}, "one")["y"],
+            lambda rows: client.predict_tensors("scaler", {"x": np.ones([rows, 2], np.float32)}, "anything")["y"],
+            lambda rows: client.predict_examples("scaler", [b""] * rows)["score"],
+        ):
+            assert len(ask(3)) == 3
+            assert refusal(lambda ask=ask: ask(4)) == ("INVALID_ARGUMENT", too_many)
+        for rows, expected in ((3, (200, {"predictions": [3.0] * 3})), (4, (400, {"error": too_many}))):
+            body = json.dumps({"signature_name": "one", "instances": [1.0] * rows}).encode()
+            status, answer = rest.respond(server._backend, "POST", "/v1/models/scaler:predict", body)
+            assert (status, json.loads(answer)) == expected
+
+
+def test_all_grpc_requests_together_may_hold_so_much_memory(saved, monkeypatch):
+    with Server(options(saved)) as server, Client(server.target, retries=0) as client:
+        monkeypatch.setattr(backend, "MAX_HELD_BYTES", 1000)
+        for _ in range(2):  # what was held is given back
+            refused = refusal(lambda: client.predict_tensors("scaler", {"x": np.zeros(300, np.float32)}, "one"))
+            assert refused == ("UNAVAILABLE", "too many large requests at once: try again")
+        assert client.predict_tensors("scaler", {"x": ONE}, "one")["y"].tolist() == [3.0, 6.0]
+
+
+def test_a_message_may_be_so_large(saved):
+    with Server(options(saved)) as server, Client(server.target) as client:
+        too_large = np.zeros(backend.MAX_REQUEST_BYTES // 4 + 1, np.float32)
+        with pytest.raises(ResourceExhausted, match="larger than max"):
+            client.predict_tensors("scaler", {"x": too_large}, "one")
+
+
+def test_the_folder_of_models_is_only_read(saved, tmp_path):
+    """Nothing in it is made, changed or touched, from start to stop."""
+
+    def listed():
+        found = [folder, *sorted(folder.rglob("*"))]
+        return [(path, path.stat().st_size, path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in found]
+
+    folder = tmp_path / "models"
+    shutil.copytree(saved, folder)
+    before = listed()
+    with Server(Options(models=str(folder), port=0, rest_api_port=0, file_system_poll_wait_seconds=0.05)) as server:
+        with Client(server.target) as client:
+            assert client.predict_examples("scaler", [b""])["score"].tolist() == [3.0]
+        server.models.refresh()
+    assert listed() == before
