@@ -335,7 +335,9 @@ class Models:
     def _batched(self, servable: Servable) -> Servable:
         if self._batcher is None:
             return servable
-        signatures = {name: self._batcher.wrap(signature) for name, signature in servable.signatures.items()}
+        signatures = {
+            name: self._batcher.wrap(signature, servable.session) for name, signature in servable.signatures.items()
+        }
         return replace(servable, signatures=MappingProxyType(signatures))
 
     def _note(self, name: str, status: VersionStatus, only_from: int | None = None) -> None:

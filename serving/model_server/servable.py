@@ -6,7 +6,7 @@ and neither loading nor answering holds Python's lock for long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -33,11 +33,13 @@ class Signature:
         call: Takes arrays by input name, strings as objects, and returns them by output name.
         inputs: Dtype and shape by input name, sorted.
         outputs: Dtype and shape by output name, sorted.
+        tensors: Names in the model's graph: of the inputs, then of the outputs.
     """
 
     call: Callable[..., dict[str, Array]]
     inputs: Mapping[str, tf.TensorSpec]
     outputs: Mapping[str, tf.TensorSpec]
+    tensors: tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,30 @@ def _signature_defs(path: str) -> dict[str, Any]:
 
 def _signature(session: tf.compat.v1.Session, definition: Any) -> Signature:
     inputs, outputs = _specs(definition.inputs), _specs(definition.outputs)
-    for name in outputs:
-        if definition.outputs[name].WhichOneof("encoding") != "name":
-            return Signature(_refusing(name), inputs, outputs)
-    feeds, fetches = ([infos[name].name for name in sorted(infos)] for infos in (definition.inputs, definition.outputs))
+    feeds, fetches = (
+        tuple(infos[name].name for name in sorted(infos)) for infos in (definition.inputs, definition.outputs)
+    )
+    sparse = [name for name in outputs if definition.outputs[name].WhichOneof("encoding") != "name"]
+    call = _refusing(sparse[0]) if sparse else calling(session, feeds, fetches, inputs, outputs)
+    return Signature(call, inputs, outputs, (feeds, fetches))
+
+
+def calling(
+    session: tf.compat.v1.Session,
+    feeds: Sequence[str],
+    fetches: Sequence[str],
+    inputs: Mapping[str, tf.TensorSpec],
+    outputs: Mapping[str, tf.TensorSpec],
+) -> Callable[..., dict[str, Array]]:
+    """What runs a part of a session's graph: from arrays by input name to arrays by output name.
+
+    Args:
+        session: The session.
+        feeds: Names of tensors in the order of `inputs`.
+        fetches: Names of tensors in the order of `outputs`.
+        inputs: By name.
+        outputs: By name.
+    """
     # `make_callable`, the public form, takes twice as long, and adds lines of this server's code to a model's errors.
     run = session._make_callable_from_options(config_pb2.CallableOptions(feed=feeds, fetch=fetches))
 
@@ -122,7 +144,7 @@ def _signature(session: tf.compat.v1.Session, definition: Any) -> Signature:
         # A result of rank 0 is a bare value.
         return {n: np.asarray(a, outputs[n].dtype.as_numpy_dtype) for n, a in zip(outputs, answers, strict=True)}
 
-    return Signature(call, inputs, outputs)
+    return call
 
 
 def _specs(infos: Mapping[str, Any]) -> Mapping[str, tf.TensorSpec]:

@@ -69,7 +69,9 @@ def saved_probe(tmp_path_factory, factor):
 def loaded(path, parameters=PARAMETERS):
     """A servable, with batching signatures."""
     servable, batcher = load("probe", 1, path), Batcher(parameters)
-    return replace(servable, signatures={name: batcher.wrap(one) for name, one in servable.signatures.items()})
+    return replace(
+        servable, signatures={name: batcher.wrap(one, servable.session) for name, one in servable.signatures.items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +169,9 @@ def test_a_full_queue_is_unavailable_and_empties_again(path):
 
 @pytest.mark.parametrize("name", ["free", "total"])
 def test_a_signature_without_a_batch_dimension_is_left_as_it_is(path, name):
-    signature = load("probe", 1, path).signatures[name]
-    assert Batcher(PARAMETERS).wrap(signature) is signature
+    servable = load("probe", 1, path)
+    signature = servable.signatures[name]
+    assert Batcher(PARAMETERS).wrap(signature, servable.session) is signature
 
 
 def test_more_shapes_than_there_are_queues_for_are_answered_alone(path):
@@ -176,7 +179,7 @@ def test_more_shapes_than_there_are_queues_for_are_answered_alone(path):
     score = servable.signature("score")
     for width in range(1, 41):
         assert ask(score, 1, 1, width)["y"].tolist() == [[2.0] * width]
-    assert len(score.call._graphs) == 32
+    assert len(score.call._calls) == 32
 
 
 def test_two_versions_in_one_batcher_do_not_meet(path, tmp_path_factory):
