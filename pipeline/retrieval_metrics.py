@@ -138,11 +138,10 @@ class _Combiner(beam.CombineFn):
         return Sums()
 
     def add_input(self, accumulator: Sums, element: Any) -> Sums:
-        answers = element.prediction
-        answers = answers.get(self._model, answers)
+        answers, label = element.get_predictions(self._model), element.get_labels(self._model)
         user, video = (np.ravel(element.features[name])[0] for name in (self._user, self._video))
         rows = {name: np.ravel(value) for name, value in answers.items()}
-        accumulator.add(user, video, float(np.ravel(element.label)[0]), rows)
+        accumulator.add(user, video, float(np.ravel(label)[0]), rows)
         return accumulator
 
     def merge_accumulators(self, accumulators: Iterable[Sums]) -> Sums:
