@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -10,10 +11,11 @@ import cv2
 import numpy as np
 
 from components.clip_example_gen import sound
-from components.clip_example_gen.flow import flow_image
 from components.clip_example_gen.key_frames import candidate_times
 from components.clip_example_gen.video import Image, Video
 from transform.clip_settings import ClipSettings
+
+MAX_FLOW = 20.0  # as transform.clips, which needs TensorFlow
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Clip:
         seconds: How long the file is.
         times: T, when each frame is shown, seconds from the first picture.
         frames: T JPEG images, S x S.
-        flow: T JPEG images (`flow.flow_image`), or none.
+        flow: T JPEG images (`flow_image`), or none.
         windows: int16 [T, P, W] of `sound.windows`; None without sound.
         key_frames: (seconds, JPEG) of each candidate for the cover.
     """
@@ -102,3 +104,24 @@ def _square(video: Video, frame: Any) -> Image:
 
 def _jpeg(image: Image, settings: ClipSettings) -> bytes:
     return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality])[1])
+
+
+def flow_image(frame: Image, following: Image) -> Image:
+    """Where the pixels of a frame go, for the two-stream networks: dense inverse search (Kroeger et al. 2016).
+
+    Args:
+        frame: BGR [S, S, 3].
+        following: The next frame, likewise.
+
+    Returns:
+        BGR [S, S, 3]; as RGB: dx, dy, 128, the displacements -MAX_FLOW to MAX_FLOW pixels as 0 to 255.
+    """
+    grey = [cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) for image in (frame, following)]
+    moved = _flow_search().calc(grey[0], grey[1], None)
+    scaled = np.rint((np.clip(moved / MAX_FLOW, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return np.dstack([np.full_like(scaled[..., 0], 128), scaled[..., 1], scaled[..., 0]])
+
+
+@lru_cache(maxsize=1)
+def _flow_search() -> Any:
+    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
