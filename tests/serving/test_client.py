@@ -114,7 +114,7 @@ def test_named_tensors_are_sent_as_they_are(client):
 
 
 def test_more_than_grpcs_four_megabytes_go_through(client):
-    values = np.arange(3_000_000, dtype=np.float32)[None]  # 12 MB
+    values = np.arange(1_200_000, dtype=np.float32)[None]  # 4.8 MB
     np.testing.assert_array_equal(client.predict_tensors("scaler", {"x": values}, "anything")["y"], values)
 
 
