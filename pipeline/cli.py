@@ -53,8 +53,8 @@ def demo(runs: Runs = Path("runs")) -> None:
     import_demo(str(DEMO_WORLD))  # seeded: the same bytes each time, so that nothing after it runs again
     folder = _run(config.load("demo"), str(DEMO_WORLD), runs / "demo")
     _report(folder)
-    user = _busiest_user(str(DEMO_WORLD))
-    _recommend(folder, user, n=10, target=None, as_json=False)
+    user, other = _busiest_users(str(DEMO_WORLD))
+    _recommend(folder, user, n=10, target=None, as_json=False, html=folder / "feed.html", beside=other)
 
 
 importers = typer.Typer(help="Turn a public data set, or tables of your own, into a world.", no_args_is_help=True)
@@ -211,13 +211,17 @@ def recommend(
     n: Annotated[int, typer.Option("--n", min=1, help="Length of the feed.")] = 10,
     target: Annotated[str | None, typer.Option("--target", help="HOST:PORT; default: a server just for this.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the feed with its covers to this file.")] = None,
+    beside: Annotated[str | None, typer.Option("--beside", help="A second user, for --html.")] = None,
     folder: RunFolder = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Print a feed for one user."""
     from pipeline.runs import newest_run
 
-    _recommend(folder or newest_run(runs), user, n, target, as_json)
+    if beside is not None and html is None:
+        raise ContractError("--beside shows a second user on the page of --html: give --html FILE too")
+    _recommend(folder or newest_run(runs), user, n, target, as_json, html, beside)
 
 
 @app.command()
@@ -326,7 +330,9 @@ def _report(folder: Path) -> None:
         console.print(f"[bold]Report[/] {path}", highlight=False)
 
 
-def _recommend(folder: Path, user: str, n: int, target: str | None, as_json: bool) -> None:
+def _recommend(
+    folder: Path, user: str, n: int, target: str | None, as_json: bool, html: Path | None, beside: str | None
+) -> None:
     from pipeline import screen
     from pipeline.runs import load_run
 
@@ -338,12 +344,19 @@ def _recommend(folder: Path, user: str, n: int, target: str | None, as_json: boo
         try:
             with feeds.served(record["models"], target) as client:
                 feed = feeds.recommend(record, user, n, client)
+                if html is not None:
+                    from pipeline.feed_page import write_page
+
+                    others = [feeds.recommend(record, beside, n, client)] if beside else []
+                    write_page(record, [feed, *others], client, html)
         except ServingError as error:
             raise RunFailedError(str(error)) from error
         if as_json:
             console.file.write(json.dumps(asdict(feed), ensure_ascii=False) + "\n")
         else:
             _print_feed(console, feed)
+            if html is not None:
+                console.print(f"[bold]Covers[/] {html}", highlight=False)
 
 
 def _print_feed(console: Console, feed: Feed) -> None:
@@ -361,6 +374,9 @@ def _print_feed(console: Console, feed: Feed) -> None:
         table.add_column("topic")
     table.add_column("from")
     table.add_column("score", justify="right")
+    covered = any(entry.cover for entry in feed.entries)
+    if covered:
+        table.add_column("cover")
     explained = any(entry.modality_weights for entry in feed.entries)
     if explained:
         table.add_column("attention")
@@ -369,7 +385,8 @@ def _print_feed(console: Console, feed: Feed) -> None:
         weights = ", ".join(f"{name} {w:.0%}" for name, w in present.items()) or "no content vectors"
         topic = [next(iter(entry.topics), "")] if named else []
         cells = [str(rank), entry.video_id, entry.title, entry.category, *topic, entry.source, f"{entry.score:.3f}"]
-        table.add_row(*cells, *([weights] if explained else []))
+        cover = [f"frame {entry.cover.frame}" if entry.cover else "no frame"] if covered else []
+        table.add_row(*cells, *cover, *([weights] if explained else []))
     console.print(table)
 
 
@@ -400,12 +417,12 @@ def _world(config: RunConfig, world: str | None) -> str:
     return found
 
 
-def _busiest_user(world: str) -> str:
+def _busiest_users(world: str) -> tuple[str, str]:
     from components.world import tables
 
     users = tables.read_table(world, "interactions", ["user_id"])["user_id"]
     counts = sorted(users.value_counts().to_pylist(), key=lambda entry: (-entry["counts"], entry["values"]))
-    return str(counts[0]["values"])
+    return str(counts[0]["values"]), str(counts[1]["values"])
 
 
 def _timestamp() -> str:

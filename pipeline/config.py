@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from components.frame_embedder.settings import FrameSettings
 from components.topic_learner.settings import TopicSettings
 from pipeline.models import MODELS
 from serving.topic_queues.settings import QueueSettings
@@ -86,7 +87,8 @@ class RunConfig(_Strict):
     """A run: which contract, how examples are split, which models with which gates.
 
     `clips` decodes the world's media; its content vectors are those of the classifier being served. `topics` learns
-    topics of videos with the topic representation being served; `queues` says what the feed takes of each topic.
+    topics of videos with the topic representation being served; `queues` says what the feed takes of each topic;
+    `frames` describes the candidates for covers.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
@@ -98,6 +100,7 @@ class RunConfig(_Strict):
     topics: TopicSettings | None = None
     video_splits: Splits = Splits(by="hash")
     queues: QueueSettings = QueueSettings()
+    frames: FrameSettings | None = None
     models: dict[str, ModelConfig] = Field(min_length=1)
     beam_args: tuple[str, ...] = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
 
@@ -122,6 +125,9 @@ class RunConfig(_Strict):
                 raise ValueError(f"{name} is there to learn topics with: add `topics: {{topics: 128}}`")
             if "cover_size" in self.models[name].model:
                 raise ValueError(f"{name}: the size of covers is a setting of `topics`: move cover_size there")
+        for name in (name for name in self.models if MODELS[name].frames):
+            if self.frames is None:
+                raise ValueError(f"{name} needs to know what frames look like: add `frames: {{encoder: colours}}`")
         return self
 
 
@@ -157,6 +163,7 @@ def _explain(detail: Any) -> str:
             *ClipSettings.model_fields,
             *TopicSettings.model_fields,
             *QueueSettings.model_fields,
+            *FrameSettings.model_fields,
         }
         return f"{key}: unknown key{did_you_mean(str(detail['loc'][-1]), known)}: remove it"
     got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import tensorflow_model_analysis as tfma
 
 from pipeline.config import Gate, ModelConfig
-from pipeline.models import CLASSES, RETRIEVAL, TASKS
+from pipeline.models import CLASSES, COVERS, RETRIEVAL, TASKS
 from transform import clips, videos
 from transform.contract import Contract, ContractError, Kind, Role
 
 TOP_K = 10
-HIGHER_IS_BETTER = dict.fromkeys(("auc", "recall", *CLASSES, *TASKS, *RETRIEVAL), True) | {"logloss": False}
+HIGHER_IS_BETTER = dict.fromkeys(("auc", "recall", *CLASSES, *TASKS, *RETRIEVAL, *COVERS), True) | {"logloss": False}
 
 
 def eval_config(contract: Contract, model: ModelConfig) -> tfma.EvalConfig:
@@ -93,11 +93,38 @@ def retrieval_eval_config(contract: Contract, model: ModelConfig) -> tfma.EvalCo
     Raises:
         ContractError: Slices are asked for.
     """
-    for name in _gated_slices(model):
-        raise ContractError(f"cannot slice retrieval by {name!r}: it is measured over all examples: remove the slice")
     keys = f'"user": "{contract.user_key.name}", "video": "{contract.video_key.name}", '
     module = "pipeline.retrieval_metrics"
     metrics = [_metric("RetrievalMetric", name, model.gates, keys, module) for name in RETRIEVAL]
+    return _of_all(contract, model, metrics)
+
+
+def cover_eval_config(contract: Contract, model: ModelConfig) -> tfma.EvalConfig:
+    """What Evaluator measures of a model of videos and frames: how well it ranks either, over all examples.
+
+    Args:
+        contract: Names label, user and liked frames.
+        model: Gates.
+
+    Raises:
+        ContractError: Slices are asked for, or a gate on frames where the contract has no feedback on them.
+    """
+    liked = contract.feedback.name if contract.feedback else ""
+    for gate in model.gates:
+        if gate.metric.startswith("frame") and not liked:
+            raise ContractError(
+                f"cannot gate {gate.metric}: contract {contract.name!r} has no feedback on frames: add a feature of "
+                "role feedback with `source: derived.liked_frames`, or remove the gate"
+            )
+    keys = f'"user": "{contract.user_key.name}", "liked": "{liked}", '
+    metrics = [_metric("CoverMetric", name, model.gates, keys, "pipeline.cover_metrics") for name in COVERS]
+    return _of_all(contract, model, metrics)
+
+
+def _of_all(contract: Contract, model: ModelConfig, metrics: Sequence[tfma.MetricConfig]) -> tfma.EvalConfig:
+    """What is measured over all examples by the signature `evaluate`."""
+    for name in _gated_slices(model):
+        raise ContractError(f"cannot slice by {name!r} what is measured over all examples: remove the slice")
     return tfma.EvalConfig(
         model_specs=[tfma.ModelSpec(signature_name="evaluate", label_key=contract.label.name)],
         slicing_specs=[tfma.SlicingSpec()],

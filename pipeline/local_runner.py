@@ -40,6 +40,7 @@ RECORDED = {
     ("VideoExampleGen", "Examples"): "videos",
     ("TopicLearner", "shortlist.Topics"): "topics",
     ("TopicQueues", "shortlist.QueueSnapshot"): "queues",
+    ("FrameEmbedder", "shortlist.FrameVectors"): "frames",
     ("ImpressionExampleGen", "Examples"): "examples",
     ("StatisticsGen", "ExampleStatistics"): "statistics",
     ("ExampleValidator", "ExampleAnomalies"): "anomalies",
@@ -106,9 +107,11 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         fingerprint=f"{tables.fingerprint(world)}-{code_fingerprint()}",
         root=str(folder),
         models=str(folder / "models"),
-        clips_fingerprint=f"{media.fingerprint(world)}-{code_fingerprint()}" if config.clips else "",
+        clips_fingerprint=f"{media.fingerprint(world, *media.MEDIA)}-{code_fingerprint()}" if config.clips else "",
         videos_fingerprint=(
-            f"{media.fingerprint(world, 'cover_path', optional=True)}-{code_fingerprint()}" if config.topics else ""
+            f"{media.fingerprint(world, *media.PICTURES)}-{code_fingerprint()}"
+            if config.topics or config.frames
+            else ""
         ),
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,14 @@ TASKS = ("primary_hits", "secondary_hits", "tags_hits")
 RECALLS = (20, 100, 600)
 RETRIEVAL = (*(f"recall_at_{k}" for k in RECALLS), "ndcg", "hit_rate", "coverage", "share_of_new", "index_recall")
 
+FRAMES = tuple(f"{measure}_at_{k}" for k in range(1, 6) for measure in ("frame_hits", "frame_ndcg"))
+COVERS = (
+    *("hits", "ndcg", "hits_sampled", "ndcg_sampled"),
+    *FRAMES,
+    *(f"frame_hits_at_1_{whose}" for whose in ("random", "popular")),
+    "frame_lift",
+)
+
 
 @dataclass(frozen=True)
 class ModelEntry:
@@ -34,6 +42,7 @@ class ModelEntry:
         training_settings: Dotted path of the class that checks `training:`.
         metrics: What is measured of it, and what gates may name.
         examples: What it learns from and is evaluated on.
+        frames: Whether it reads what frames look like.
     """
 
     run_fn: str
@@ -41,11 +50,13 @@ class ModelEntry:
     training_settings: str = "trainer.training.TrainingConfig"
     metrics: tuple[str, ...] = RANKING
     examples: Stream = "impressions"
+    frames: bool = False
 
 
 CLASSIFIER = "video_classifier"  # whose vectors ContentEmbedder makes
 REPRESENTATION = "topic_representation"  # whose vectors TopicLearner clusters
 RETRIEVER = "topic_retrieval"
+COVER_CHOOSER = "jifr"
 MODELS: dict[str, ModelEntry] = {
     "ranker": ModelEntry("trainer.ranker.run_fn", "trainer.ranker.Config"),
     CLASSIFIER: ModelEntry(
@@ -63,6 +74,7 @@ MODELS: dict[str, ModelEntry] = {
         examples="videos",
     ),
     RETRIEVER: ModelEntry("trainer.topic_retrieval.run_fn", "trainer.topic_retrieval.Config", metrics=RETRIEVAL),
+    COVER_CHOOSER: ModelEntry("trainer.jifr.run_fn", "trainer.jifr.Config", metrics=COVERS, frames=True),
 }
 
 

@@ -1,32 +1,54 @@
-"""A feed for one user: candidates of the served retrieval model and of topic queues, ranked by the served ranker."""
+"""A feed for one user: candidates of the served retrieval model and of topic queues, ranked, each with a cover."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import tensorflow as tf
 
 from components.impression_example_gen import impressions
 from components.world import files, tables
-from pipeline.models import RETRIEVER
+from pipeline.models import COVER_CHOOSER, RETRIEVER
 from pipeline.runs import artifact
 from serving.client import Client
 from serving.requests import to_examples
 from serving.topic_queues.queues import TopicQueues, open_store
 from serving.topic_queues.settings import QueueSettings
 from serving.topic_queues.store import Snapshot
+from transform.clips import VIDEO_ID
 from transform.contract import TOPICS, Contract, Kind, Role
+from transform.frames import PATH
 
 MODEL = "ranker"
+READ_BATCH = 1024
 BATCH_SIZE = 1000  # rows of one request; serving/configs/batching.config allows 1,024
 STORE = "topic_queues.db"  # of a run's folder
+
+
+@dataclass(frozen=True)
+class Cover:
+    """The frame that a video is shown by.
+
+    Attributes:
+        frame: Its index.
+        path: Of the picture, within the world.
+        score: Of the model that chose it.
+        at_seconds: When it is shown; None where that is not known.
+    """
+
+    frame: int
+    path: str
+    score: float
+    at_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +63,7 @@ class FeedEntry:
         topics: By name, best first.
         source: Where the candidate comes from: `topic` (the index), `queue`, or `catalogue` without a retrieval model.
         modality_weights: How much each content vector counted.
+        cover: The frame this user is most likely to open it by; None where no model chooses, or it has no frame.
     """
 
     video_id: str
@@ -50,6 +73,7 @@ class FeedEntry:
     topics: list[str] = field(default_factory=list)
     source: str = "catalogue"
     modality_weights: dict[str, float] = field(default_factory=dict)
+    cover: Cover | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +126,7 @@ def recommend(run: Mapping[str, Any], user_id: str, n: int, client: Client) -> F
     world, contract = run["world"], Contract.from_json(run["contract"])
     videos = tables.read_table(world, "videos")
     known = user_id in set(tables.read_table(world, "users", ["user_id"])["user_id"].to_pylist())
-    now = pc.max(tables.read_table(world, "interactions", ["at"])["at"]).as_py() + 1
-    asked = _Asked(run, contract, user_id, impressions.watched(world, user_id), now)
+    asked = _asked(run, user_id)
     sources = _candidates(asked, videos["video_id"].to_pylist(), client)
     rows = asked.rows(list(sources))
     answer = client.predict(MODEL, rows, contract, batch_size=BATCH_SIZE)
@@ -112,8 +135,61 @@ def recommend(run: Mapping[str, Any], user_id: str, n: int, client: Client) -> F
     chosen = pc.is_in(videos["video_id"], value_set=pa.array([rows[i][contract.video_key.name] for i in best]))
     details = {row["video_id"]: row for row in videos.filter(chosen).select(shown).to_pylist()}
     names = topic_names(artifact(run, "topics"))
+    shown_as = _covers(asked, [rows[i] for i in best], client)
     entries = [_entry(rows[i], details, sources, names, {n: v[i] for n, v in answer.items()}, contract) for i in best]
+    entries = [replace(entry, cover=shown_as.get(entry.video_id)) for entry in entries]
     return Feed(user_id, known, len(asked.seen), len(sources), entries)
+
+
+def covers(run: Mapping[str, Any], user_id: str, video_ids: Sequence[str], client: Client) -> dict[str, Cover]:
+    """The covers a user would be shown for some videos; a video without frames is left out.
+
+    Args:
+        run: A record of `pipeline.runs.load_run`.
+        user_id: May be unknown.
+        video_ids: Of the world.
+        client: Where the models answer.
+    """
+    asked = _asked(run, user_id)
+    return _covers(asked, asked.rows(video_ids), client)
+
+
+def _asked(run: Mapping[str, Any], user_id: str) -> _Asked:
+    now = pc.max(tables.read_table(run["world"], "interactions", ["at"])["at"]).as_py() + 1
+    contract = Contract.from_json(run["contract"])
+    return _Asked(run, contract, user_id, impressions.watched(run["world"], user_id), now)
+
+
+def _covers(asked: _Asked, rows: Sequence[Mapping[str, Any]], client: Client) -> dict[str, Cover]:
+    """By video, what the served model of frames chooses."""
+    if COVER_CHOOSER not in asked.run.get("config", {}).get("models", {}) or not rows:
+        return {}
+    contract = asked.contract
+    histories = [f.name for f in contract.select(kinds=(Kind.HISTORY,)) if f.table == "derived"]
+    wanted = (contract.user_key.name, contract.video_key.name, *histories)
+    examples = to_examples([{n: row[n] for n in wanted if n in row} for row in rows], contract)
+    answer = client.predict_tensors(COVER_CHOOSER, {"examples": np.array(examples, dtype=object)}, "serving_default")
+    ids = [row[contract.video_key.name] for row in rows]
+    paths = _paths(str(artifact(asked.run, "frames")), set(ids))
+    found = zip(ids, *(answer[name].tolist() for name in ("frame", "frame_score", "at_seconds")), strict=True)
+    return {
+        video: Cover(frame, paths[video][frame], score, None if math.isnan(at) else at)
+        for video, frame, score, at in found
+        if frame >= 0
+    }
+
+
+def _paths(frames: str, wanted: set[str]) -> dict[str, list[str]]:
+    """The pictures of videos, given the folder that FrameEmbedder wrote."""
+    spec = {VIDEO_ID: tf.io.FixedLenFeature([], tf.string), PATH: tf.io.RaggedFeature(tf.string)}
+    records = tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(f"{frames}/frames/*")), "GZIP")
+    found = {}
+    for batch in records.batch(READ_BATCH):
+        parsed = tf.io.parse_example(batch, spec)
+        for video, paths in zip(parsed[VIDEO_ID].numpy(), parsed[PATH].to_list(), strict=True):
+            if video.decode() in wanted:
+                found[video.decode()] = [path.decode() for path in paths]
+    return found
 
 
 def _candidates(asked: _Asked, catalogue: Sequence[str], client: Client) -> dict[str, str]:
@@ -196,7 +272,7 @@ def served(models: str, target: str | None, timeout_seconds: float = 30.0) -> It
     from serving.model_server import server
 
     with server.start(models) as local, Client(f"127.0.0.1:{local.port}", timeout_seconds=timeout_seconds) as client:
-        for model in (MODEL, RETRIEVER):
+        for model in (MODEL, RETRIEVER, COVER_CHOOSER):
             if model == MODEL or (Path(models) / model).is_dir():
                 client.wait_until_ready(model, timeout_seconds=timeout_seconds)
         yield client

@@ -17,6 +17,7 @@ from components.clip_example_gen.component import ClipExampleGen
 from components.content_embedder.component import ContentEmbedder
 from components.contract_schema.component import ContractSchema
 from components.example_schema.component import ExampleSchema
+from components.frame_embedder.component import FrameEmbedder
 from components.impression_example_gen.component import ImpressionExampleGen
 from components.serving_baseline.component import ServingBaseline
 from components.topic_learner.component import TopicLearner
@@ -26,7 +27,17 @@ from components.trainer.component import Trainer
 from components.video_example_gen.component import VideoExampleGen
 from pipeline import evaluation
 from pipeline.config import RunConfig
-from pipeline.models import CLASSES, CLASSIFIER, MODELS, PREPROCESSING, RANKING, REPRESENTATION, RETRIEVAL, Stream
+from pipeline.models import (
+    CLASSES,
+    CLASSIFIER,
+    COVERS,
+    MODELS,
+    PREPROCESSING,
+    RANKING,
+    REPRESENTATION,
+    RETRIEVAL,
+    Stream,
+)
 from transform import videos
 from transform.clip_settings import ClipSettings
 from transform.contract import Contract
@@ -43,7 +54,7 @@ class Locations:
         root: Folder of artifacts and checkpoints.
         models: Push destination; each model has a folder of versions in it.
         clips_fingerprint: As `fingerprint`, of the world's media.
-        videos_fingerprint: As `fingerprint`, of the world's covers.
+        videos_fingerprint: As `fingerprint`, of the world's covers and frames.
     """
 
     world: str
@@ -66,6 +77,7 @@ class _Stream:
         parameters: What Transform and Trainer are told.
         waits_for: What must be done before Transform.
         shape: Of what is in the examples, where a model can read one shape only.
+        frames: What the frames of videos look like, where that is known.
     """
 
     kind: Stream
@@ -75,6 +87,7 @@ class _Stream:
     parameters: dict[str, Any]
     waits_for: list[base_node.BaseNode]
     shape: str | None = None
+    frames: types.BaseChannel | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,16 @@ def components(
             **run.served_model(REPRESENTATION, run.add_models(stream, nodes)),
         )
         nodes.append(topics)
+    frames = None
+    if config.frames is not None:
+        embedder = FrameEmbedder(
+            world=at.world,
+            world_fingerprint=at.videos_fingerprint,
+            settings_json=config.frames.model_dump_json(),
+            clips=clip_examples,
+        )
+        nodes.append(embedder)
+        frames = embedder.outputs["frames"]
     if any(MODELS[name].examples == "impressions" for name in config.models):
         if topics is not None:
             nodes.append(
@@ -154,7 +177,7 @@ def components(
                     topics=topics.outputs["topics"],
                 )
             )
-        run.add_models(_impressions(run, content, topics), nodes)
+        run.add_models(_impressions(run, content, topics, frames), nodes)
     return nodes
 
 
@@ -187,7 +210,12 @@ def _videos(run: _Run, settings: TopicSettings, clips: types.BaseChannel | None)
     return _Stream("videos", [examples, schema], examples, schema, parameters, [], videos.shape(settings.cover_size))
 
 
-def _impressions(run: _Run, content: base_node.BaseNode | None, topics: base_node.BaseNode | None) -> _Stream:
+def _impressions(
+    run: _Run,
+    content: base_node.BaseNode | None,
+    topics: base_node.BaseNode | None,
+    frames: types.BaseChannel | None,
+) -> _Stream:
     contract_json = run.contract.to_json()
     examples = ImpressionExampleGen(
         world=run.at.world,
@@ -203,7 +231,7 @@ def _impressions(run: _Run, content: base_node.BaseNode | None, topics: base_nod
     gate = AnomalyGate(anomalies=validator.outputs["anomalies"])
     nodes = [examples, statistics, schema, validator, gate]
     parameters = {"contract": contract_json, "fingerprint": run.at.fingerprint}
-    return _Stream("impressions", nodes, examples, schema, parameters, [gate])
+    return _Stream("impressions", nodes, examples, schema, parameters, [gate], frames=frames)
 
 
 def _transform(stream: _Stream, name: str) -> base_node.BaseNode:
@@ -242,6 +270,7 @@ def _model_nodes(name: str, run: _Run, stream: _Stream, transform: base_node.Bas
             "training": model.training,
             "checkpoint_dir": f"{run.at.root}/checkpoints/{name}",
         },
+        frames=stream.frames if entry.frames else None,
     )
     destination = f"{run.at.models}/{name}"
     baseline = ServingBaseline(
@@ -277,6 +306,8 @@ def _eval_config(name: str, run: _Run) -> tfma.EvalConfig:
         return evaluation.eval_config(run.contract, model)
     if metrics is RETRIEVAL:
         return evaluation.retrieval_eval_config(run.contract, model)
+    if metrics is COVERS:
+        return evaluation.cover_eval_config(run.contract, model)
     return evaluation.clip_eval_config(model) if metrics is CLASSES else evaluation.video_eval_config(model)
 
 

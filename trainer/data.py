@@ -8,7 +8,7 @@ and epoch alone, so that a training that was killed goes on with the very batche
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -122,6 +122,22 @@ def read(patterns: Sequence[str], feature_spec: Mapping[str, Any], contract: Con
             "give the split a larger share of the interactions, or import more of them"
         )
     return Split(contract, files, spec, rows, columns)
+
+
+def positives(split: Split) -> Split:
+    """The clicks of a split; of one too large for memory all rows, of which the loss heeds the clicks.
+
+    Raises:
+        ContractError: There are none.
+    """
+    if split.columns is None:
+        return split
+    rows = np.flatnonzero(split.columns[split.contract.label.name] > 0)
+    if not len(rows):
+        raise ContractError(
+            f"expected positive impressions in {', '.join(split.files)}, got {split.rows} negative ones"
+        )
+    return replace(split, rows=len(rows), columns={n: v[rows] for n, v in split.columns.items()})
 
 
 def records(files: Sequence[str]) -> tf.data.Dataset:

@@ -14,7 +14,8 @@ Only ops of a stock TF Serving occur.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_transform as tft
@@ -99,6 +100,20 @@ def write_warm_up(raw_files: Sequence[str], directory: str) -> None:
             request = predict_pb2.PredictRequest(inputs={"examples": tf.make_tensor_proto(batch, tf.string)})
             log = prediction_log_pb2.PredictionLog(predict_log={"request": request})
             writer.write(log.SerializeToString())
+
+
+def transformed(layer: Any, contract: Contract, raw: Mapping[str, Any], batch: tf.Tensor) -> Tensors:
+    """Transformed features of some raw ones; those that are not given are missing, which an empty example says best.
+
+    Args:
+        layer: `TFTransformOutput.transform_features_layer()`.
+        contract: The features.
+        raw: Some of them, parsed.
+        batch: How many examples.
+    """
+    rest = {name: how for name, how in parse_spec(contract).items() if name not in raw}
+    missing = tf.io.parse_example(tf.fill([batch], ""), rest) if rest else {}
+    return dict(layer({**missing, **raw}))
 
 
 def _tensor_spec(feature: Feature) -> tf.TensorSpec:

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from trainer.export import _sparse, _tensor_spec
+from trainer.export import _sparse, _tensor_spec, transformed
 from trainer.layers.topic_index import COMPARED, Catalogue, IndexSettings, TopicIndex
 from transform.contract import MADE_FROM, Contract, ContractError, Feature, Kind, Role
 from transform.schema import parse_spec
@@ -108,10 +108,7 @@ class _Towers(tf.Module):
         return {f.name: spec[f.name] for f in features}
 
     def _transform(self, raw: Mapping[str, Any], batch: tf.Tensor) -> Tensors:
-        """Transformed features of raw ones; those that are not given are missing, which an empty example says best."""
-        rest = {name: how for name, how in parse_spec(self._contract).items() if name not in raw}
-        missing = tf.io.parse_example(tf.fill([batch], ""), rest) if rest else {}
-        return dict(self.tft_layer({**missing, **raw}))
+        return transformed(self.tft_layer, self._contract, raw, batch)
 
 
 class _Serving(tf.Module):

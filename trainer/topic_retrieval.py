@@ -12,7 +12,6 @@ B batch, U negatives drawn from the catalogue, V videos, D width of the vectors.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import tensorflow_recommenders as tfrs
 import tensorflow_transform as tft
 from pydantic import Field
 
-from trainer.data import READ_BATCH, Split, read, records
+from trainer.data import READ_BATCH, Split, positives, read, records
 from trainer.export import write_warm_up
 from trainer.inputs import Inputs, keras_inputs
 from trainer.keras_version import keras
@@ -35,7 +34,7 @@ from trainer.ranker import Deep
 from trainer.retrieval_export import candidate_features, export, query_features, topic_feature
 from trainer.settings import Settings
 from trainer.training import Objective, Tensors, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
-from transform.contract import CATEGORICAL, Contract, ContractError, Feature, Kind
+from transform.contract import CATEGORICAL, Contract, Feature, Kind
 from transform.impressions import vocabulary_sizes
 
 # TFRS asks a tensor for its length, which AutoGraph alone understands; `trainer.training` keeps it from all of Keras.
@@ -301,22 +300,6 @@ def _unit(config: Config, parts: list[tf.Tensor]) -> tf.Tensor:
     deep = keras.layers.Dense(config.width)(perceptron(joined, config.deep))
     summed = keras.layers.Add(dtype="float32")([keras.layers.Dense(config.width)(joined), deep])
     return tf.math.l2_normalize(summed, axis=1)
-
-
-def positives(split: Split) -> Split:
-    """The clicks of a split; of one too large for memory all rows, of which the loss heeds the clicks.
-
-    Raises:
-        ContractError: There are none.
-    """
-    if split.columns is None:
-        return split
-    rows = np.flatnonzero(split.columns[split.contract.label.name] > 0)
-    if not len(rows):
-        raise ContractError(
-            f"expected positive impressions in {', '.join(split.files)}, got {split.rows} negative ones"
-        )
-    return dataclasses.replace(split, rows=len(rows), columns={n: v[rows] for n, v in split.columns.items()})
 
 
 def videos_of(train: Split, rows: int) -> Videos:

@@ -184,7 +184,7 @@ def fit(
             initial_epoch=progress.epoch,
             epochs=progress.epoch + 1 if skip else config.epochs,
             steps_per_epoch=steps - skip,
-            callbacks=[progress, keras.callbacks.TensorBoard(run_dir)],
+            callbacks=[progress, keras.callbacks.TensorBoard(run_dir, write_graph=False)],
             verbose=0,
         )
     best = build()

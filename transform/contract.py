@@ -45,6 +45,7 @@ class Role(str, Enum):
     LABEL = "label"
     WEIGHT = "weight"
     SLICE = "slice"  # for evaluation by group; no model reads it
+    FEEDBACK = "feedback"  # on frames, for evaluation: only examples of the test split hold it
 
 
 INPUT_ROLES = (Role.USER, Role.VIDEO, Role.CONTEXT)
@@ -68,10 +69,12 @@ DERIVED: dict[str, Kind] = {
     "video_novelty": Kind.ID,
     "history_length": Kind.ID,  # "0", "1-5", "6-20" or "21+" entries in the user's history
     "modalities": Kind.ID,  # which content vectors of the contract the video has: "visual+audio", or "none"
+    "liked_frames": Kind.IDS,  # indices of the frames that the user liked of the video, from `frame_feedback`
 }
 # What ContentEmbedder makes of a video's media: `source: content.NAME`, of kind vector.
 CONTENT = ("visual_vector", "audio_vector", "text_vector", "fused_vector")
 TOPICS = "content.topics"  # what TopicLearner makes, of kind ids: the topics of a video, best first
+LIKED_FRAMES = "derived.liked_frames"
 WHOLE_TRAIN_SPLIT = ("user_novelty", "video_novelty")  # these look at later events too: no model may read them
 MADE_FROM = {  # the column of `videos` that a derivation needs
     "video_age_hours": "published_at",
@@ -195,6 +198,8 @@ class Feature(_Strict):
                 f"source {self.source} looks at the whole train split, so a model would see the future: "
                 f"expected role slice, got {self.role.value}: write `role: slice`, or remove the feature"
             )
+        if (self.role is Role.FEEDBACK) is not (self.source == LIKED_FRAMES):
+            raise ValueError(f"source {LIKED_FRAMES} and role feedback go together, so that no model learns from it")
         if self.role is Role.SLICE and self.kind is not Kind.ID:
             raise ValueError("role slice must be kind id")
         thresholds = (self.positive_above, self.negative_below)
@@ -288,6 +293,8 @@ class Contract(_Strict):
 
     def needs(self, table: str) -> list[tuple[Feature, str]]:
         """Each feature made from a column of the table, as it is or by a derivation, with that column."""
+        if table == "frame_feedback":
+            return [(self.feedback, "liked")] if self.feedback else []
         if table == "video_topics":
             return [(f, f.column) for f in self.features if f.source == TOPICS]
         own = [(f, f.column) for f in self.features if f.table == table and f.source != TOPICS]
@@ -307,6 +314,11 @@ class Contract(_Strict):
     def weight(self) -> Feature | None:
         """The example weight, if there is one."""
         return next(iter(self.select(roles=(Role.WEIGHT,))), None)
+
+    @property
+    def feedback(self) -> Feature | None:
+        """Which frames were liked, if that is known."""
+        return next(iter(self.select(roles=(Role.FEEDBACK,))), None)
 
     @property
     def user_key(self) -> Feature:

@@ -6,22 +6,25 @@ import hashlib
 
 from components.world import files, tables
 
+MEDIA, PICTURES = ("media_path",), ("cover_path", "frame_paths")
 
-def fingerprint(world: str, column: str = "media_path", optional: bool = False) -> str:
+
+def fingerprint(world: str, *columns: str) -> str:
     """What a world's videos and their files are known by, so that an unchanged world hits the cache and no other does.
 
     Args:
         world: Folder of the table `videos`.
-        column: Which of its columns holds the paths.
-        optional: Whether a table may lack the column.
+        columns: Which of its columns hold the paths; a table may lack those of `PICTURES`.
 
     Raises:
-        ContractError: There is no table of videos, or it lacks the column.
+        ContractError: There is no table of videos, or it lacks a column.
     """
     digest = hashlib.sha256()
     for path in tables.table_files(world, "videos"):
         digest.update(f"{files.identity(path)}\n".encode())
-    rows = tables.read_table(world, "videos", None if optional else [column])
-    for path in rows[column].to_pylist() if column in rows.column_names else ():
-        digest.update(f"{path} {files.sketch(files.locate(world, path)) if path else None}\n".encode())
+    rows = tables.read_table(world, "videos", None if columns == PICTURES else list(columns))
+    for column in (name for name in columns if name in rows.column_names):
+        for given in rows[column].to_pylist():
+            for path in given if isinstance(given, list) else [given]:
+                digest.update(f"{path} {files.sketch(files.locate(world, path)) if path else None}\n".encode())
     return digest.hexdigest()[:32]

@@ -1,16 +1,22 @@
 """The demo world: seeded, synthetic, and with a known answer.
 
-Users have latent tastes over topics and their subtopics. What they are shown depends on how young and how popular a
-video is; whether they click depends mostly on their taste, and a little on the video's quality and on whether they
-follow its author:
+Users have latent tastes over topics and their subtopics, and a favourite hue, which has nothing to do with topics. What
+they are shown depends on how young and how popular a video is; whether they click depends mostly on their taste, on how
+near to their hue the video's scenes are (some users care four times as much as others), and a little on the video's
+quality and on whether they follow its author:
 
-    P(click) = sigmoid(TASTE * affinity(user, video) + QUALITY * quality(video) + FOLLOW * follows(user, author) + BIAS)
+    P(click) = sigmoid(TASTE * affinity(user, video) + LOOK * care(user) * appeal(user, video)
+                       + QUALITY * quality(video) + FOLLOW * follows(user, author) + BIAS)
+
+appeal is over the scenes that are lit; about half of them are not, and have a hue that nobody heeds. Of half of the
+videos clicked it is known which frame the user liked: near to the user's hue and lit.
 
 What a video is about shows in its media (`demo_media.py`). A quarter of the uploaders say nothing about it: no
 category, no telling title or tags. Of these, media alone tell what a new video is about.
 
-The probability of every event is known, and so is the AUC that no model can be expected to beat (`demo.json`).
-Letters: U users, V videos, A authors, S subtopics, N events.
+The probability of every event is known, and so is the AUC that no model can be expected to beat (`demo.json`), and how
+often the likeliest frame is the one liked.
+Letters: U users, V videos, A authors, S subtopics, N events, F scenes.
 """
 
 from __future__ import annotations
@@ -26,9 +32,10 @@ import pyarrow as pa
 from sklearn.metrics import roc_auc_score
 
 from components.importers import demo_media
+from components.importers.demo_media import SCENES
 from components.importers.demo_words import OPENINGS, TOPICS, TRENDS, VAGUE
 from components.importers.summary import ImportSummary, check_and_write
-from components.world import files
+from components.world import files, tables
 from transform import contract
 
 Floats = npt.NDArray[np.float64]
@@ -37,7 +44,10 @@ Ints = npt.NDArray[np.int64]
 START = 1_704_067_200  # 2024-01-01, UTC
 DAY = 86_400
 DAYS = 30
-TASTE, QUALITY, FOLLOW, BIAS = 1.35, 0.3, 0.7, -0.9
+TASTE, LOOK, QUALITY, FOLLOW, BIAS = 1.35, 1.2, 0.3, 0.7, -0.9
+CARE = (0.4, 1.6)  # each of half of the users
+LIKING = 5.0  # how sharply a liked frame is chosen
+LIT, DIM = 0.55, 0.2  # share of scenes; light of the others
 YOUTH_DAYS = 8.0  # after which a video is shown e times less
 LATE_USERS = 0.1  # share of users whose first day is in the last fifth
 SILENT, WITHOUT_MEDIA, UNLABELLED = 0.2, 0.1, 0.25  # shares of videos
@@ -57,6 +67,8 @@ class _Videos:
     labelled: npt.NDArray[np.bool_]  # [V], whether the uploader says what it is about
     media: npt.NDArray[np.bool_]  # [V]
     loud: npt.NDArray[np.bool_]  # [V], whether the media have sound
+    hue: Floats  # [V, F], of each scene
+    lit: npt.NDArray[np.bool_]  # [V, F], at least one of a video's
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,12 @@ class _Users:
     follows: npt.NDArray[np.bool_]  # [U, A]
     arrived: Ints  # [U], unix seconds
     activity: Floats  # [U], relative
+    hue: Floats  # [U], the favourite
+    care: Floats  # [U], for looks
+
+    def liking(self, user: Ints, hue: Floats) -> Floats:
+        """How near hues [N, F] are to the users' [N]: -1 to 1."""
+        return np.asarray(np.cos(2 * np.pi * (hue - self.hue[user][:, None])))
 
 
 @dataclass(frozen=True)
@@ -109,13 +127,16 @@ def import_demo(
         "videos": _video_table(rng, catalogue),
         "interactions": _interaction_table(rng, events, catalogue),
     }
-    facts = _facts(events, seed)
+    feedback, likeliest = _draw_feedback(rng, people, catalogue, events)
+    facts = {**_facts(events, seed), "bayes_frame_hits": likeliest}
     note = (
         f"Bayes-optimal AUC {facts['bayes_auc']:.4f} (last tenth by time {facts['bayes_auc_last_tenth']:.4f}), "
-        f"click rate {facts['click_rate']:.3f}"
+        f"click rate {facts['click_rate']:.3f}; the likeliest frame is the liked one in {likeliest:.0%} of cases"
     )
     _write_media(out, catalogue, seed)
     summary = check_and_write(out, contract.load("microvideo"), now, [note], data)
+    tables.write_table(out, "frame_feedback", feedback)
+    summary.rows["frame_feedback"] = len(feedback)
     with files.writing(files.join(out, "demo.json")) as file:
         file.write(json.dumps(facts, indent=2).encode())
     return summary
@@ -131,7 +152,12 @@ def _draw_videos(rng: np.random.Generator, number: int) -> _Videos:
     duration = np.clip(typical[subtopic] * np.exp(0.35 * rng.standard_normal(number)), 5, 300).round(1)
     quality = rng.standard_normal(number)
     labelled, media, loud = (rng.random(number) >= share for share in (UNLABELLED, WITHOUT_MEDIA, SILENT))
-    return _Videos(subtopic, author, quality, published, duration, labelled, media, loud)
+    hue, lit = rng.random((number, SCENES)), rng.random((number, SCENES)) < LIT
+    hue[:, : SCENES // 2] = hue[:, :1] + 0.06 * rng.standard_normal((number, SCENES // 2))  # half are of one mood
+    lit[~lit.any(axis=1), 0] = True
+    order = rng.random((number, SCENES)).argsort(axis=1)
+    hue, lit = np.take_along_axis(hue % 1, order, axis=1), np.take_along_axis(lit, order, axis=1)
+    return _Videos(subtopic, author, quality, published, duration, labelled, media, loud, hue, lit)
 
 
 def _draw_users(rng: np.random.Generator, number: int, videos: _Videos) -> _Users:
@@ -148,7 +174,8 @@ def _draw_users(rng: np.random.Generator, number: int, videos: _Videos) -> _User
     late = rng.random(number) < LATE_USERS
     first_day = np.where(late, rng.uniform(0.8, 0.97, number), rng.uniform(-0.5, 0.5, number).clip(0)) * DAYS
     arrived = START + (DAY * first_day).astype(np.int64)
-    return _Users(affinity, follows, arrived, rng.lognormal(0, 0.6, number))
+    activity = rng.lognormal(0, 0.6, number)
+    return _Users(affinity, follows, arrived, activity, rng.random(number), rng.choice(CARE, number))
 
 
 def _draw_events(rng: np.random.Generator, users: _Users, videos: _Videos, number: int) -> _Events:
@@ -163,11 +190,27 @@ def _draw_events(rng: np.random.Generator, users: _Users, videos: _Videos, numbe
     seen = np.sort(rng.permutation(first)[:number])
     user, video, at = user[seen], video[seen], at[seen]
     follows = users.follows[user, videos.author[video]]
-    logit = (
-        TASTE * users.affinity[user, videos.subtopic[video]] + QUALITY * videos.quality[video] + FOLLOW * follows + BIAS
-    )
+    liking, lit = users.liking(user, videos.hue[video]), videos.lit[video] & videos.media[video, None]
+    appeal = 2 * (liking * lit).sum(axis=1) / np.maximum(lit.sum(axis=1), 1)
+    logit = TASTE * users.affinity[user, videos.subtopic[video]] + LOOK * users.care[user] * appeal
+    logit += QUALITY * videos.quality[video] + FOLLOW * follows + BIAS
     probability = 1 / (1 + np.exp(-logit))
     return _Events(user, video, at, probability, rng.random(len(seen)) < probability)
+
+
+def _draw_feedback(rng: np.random.Generator, users: _Users, videos: _Videos, events: _Events) -> tuple[pa.Table, float]:
+    """The frame that the user liked of half of the videos clicked, and how often that is the likeliest one."""
+    told = np.flatnonzero(events.clicked & videos.media[events.video] & (rng.random(len(events.at)) < 0.5))
+    user, video = events.user[told], events.video[told]
+    score = LIKING * np.where(videos.lit[video], users.liking(user, videos.hue[video]), -1.0)
+    frame = (score + rng.gumbel(size=score.shape)).argmax(axis=1)  # drawn by the softmax of the score
+    columns = {
+        "user_id": _ids("u", user),
+        "video_id": _ids("v", video),
+        "frame_index": frame,
+        "liked": np.ones(len(told)),
+    }
+    return pa.table(columns), float((frame == score.argmax(axis=1)).mean())
 
 
 def _draw_active(rng: np.random.Generator, users: _Users, at: Ints) -> Ints:
@@ -225,7 +268,8 @@ def _write_media(out: str, videos: _Videos, seed: int) -> None:
     def write(video: int) -> None:
         path = files.join(out, _media(f"v{video:04d}"))
         subtopic, rng = int(videos.subtopic[video]), np.random.default_rng([seed, video])
-        demo_media.write_clip(path, int(TOPIC_OF[subtopic]), subtopic % 3, bool(videos.loud[video]), rng)
+        light = demo_media.hue(videos.hue[video]) * np.where(videos.lit[video], 1.0, DIM)[:, np.newaxis]
+        demo_media.write_clip(path, int(TOPIC_OF[subtopic]), subtopic % 3, bool(videos.loud[video]), light, rng)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(write, np.flatnonzero(videos.media).tolist()))

@@ -2,7 +2,8 @@
 
 What a clip shows follows what it is about: the shape and how it moves tell the topic (each shape and each motion alone
 belongs to several), stripes and the beat of the tone tell the subtopic, and colours hint at both. All of it varies from
-clip to clip. The bytes depend on the arguments alone: one thread, and containers without times.
+clip to clip. A band at the top has nothing to do with that: its light changes from scene to scene, and is what people
+like a frame for. The bytes depend on the arguments alone: one thread, and containers without times.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from components.world import files
 
 SIZE, FRAMES, RATE, SAMPLE_RATE = 48, 16, 16, 16_000
+SCENES, BAND = 8, 12  # scenes of equal length; height of the band
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
@@ -26,7 +28,7 @@ _EXACT = {"flags": "+bitexact"}
 _MOTIONS = 3  # along a line, round and round, growing and shrinking
 
 
-def write_clip(path: str, topic: int, subtopic: int, loud: bool, rng: np.random.Generator) -> None:
+def write_clip(path: str, topic: int, subtopic: int, loud: bool, light: Floats, rng: np.random.Generator) -> None:
     """Render a clip of one second, H.264 with or without AAC, to a file.
 
     Args:
@@ -34,10 +36,11 @@ def write_clip(path: str, topic: int, subtopic: int, loud: bool, rng: np.random.
         topic: From 0.
         subtopic: 0, 1 or 2, within the topic.
         loud: Whether it has sound.
+        light: RGB of the band in each scene, 0 to 1, [SCENES, 3].
         rng: Decides all that neither topic nor subtopic does.
     """
     with files.writing(path) as file, av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        streams = {_picture_stream(container): map(_picture_frame, _pictures(topic, subtopic, rng))}
+        streams = {_picture_stream(container): map(_picture_frame, _pictures(topic, subtopic, light, rng))}
         if loud:
             heard = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options=_EXACT)
             streams[heard] = map(_sound_frame, [_tone(topic, subtopic, rng)])
@@ -46,7 +49,12 @@ def write_clip(path: str, topic: int, subtopic: int, loud: bool, rng: np.random.
                 container.mux(stream.encode(frame))
 
 
-def _pictures(topic: int, subtopic: int, rng: np.random.Generator) -> Pixels:
+def hue(turns: Floats) -> Floats:
+    """RGB of hues, [...] to [..., 3]."""
+    return 0.5 + 0.45 * np.cos(2 * np.pi * (turns[..., np.newaxis] - np.arange(3) / 3))
+
+
+def _pictures(topic: int, subtopic: int, light: Floats, rng: np.random.Generator) -> Pixels:
     """[FRAMES, SIZE, SIZE, 3]."""
     kind, motion = topic // _MOTIONS, topic % _MOTIONS
     time = np.arange(FRAMES) / FRAMES * rng.uniform(0.8, 1.2) + rng.random()
@@ -54,9 +62,12 @@ def _pictures(topic: int, subtopic: int, rng: np.random.Generator) -> Pixels:
     ground = _stripes(subtopic, rng)[..., np.newaxis] * _colour(topic / 12 + subtopic / 9, rng)
     front = _colour(topic / 12 + 0.5, rng)
     frames = []
-    for (x, y), radius in zip(centres, radii, strict=True):
+    lit = np.repeat(light, FRAMES // SCENES, axis=0)
+    for (x, y), radius, band in zip(centres, radii, lit, strict=True):
         mask = _shape(kind, (_X - x) / radius, (_Y - y) / radius)[..., np.newaxis]
-        frames.append(np.where(mask, front, ground) + 0.02 * rng.standard_normal((SIZE, SIZE, 1)))
+        picture = np.where(mask, front, ground)
+        picture[:BAND] = band
+        frames.append(picture + 0.02 * rng.standard_normal((SIZE, SIZE, 1)))
     return (np.clip(np.stack(frames), 0, 1) * 255).astype(np.uint8)
 
 
@@ -92,9 +103,9 @@ def _stripes(subtopic: int, rng: np.random.Generator) -> Floats:
     return 0.55 + 0.2 * wave
 
 
-def _colour(hue: float, rng: np.random.Generator) -> Floats:
-    """RGB near a hue (in turns)."""
-    return 0.5 + 0.45 * np.cos(2 * np.pi * (hue + 0.05 * rng.standard_normal() - np.arange(3) / 3))
+def _colour(turns: float, rng: np.random.Generator) -> Floats:
+    """RGB near a hue."""
+    return hue(np.array(turns + 0.05 * rng.standard_normal()))
 
 
 def _tone(topic: int, subtopic: int, rng: np.random.Generator) -> Floats:

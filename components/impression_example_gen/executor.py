@@ -1,7 +1,7 @@
 """Builds impressions in Beam: leak-free, split, as tf.Examples.
 
     interactions --by hash of video----------> with_videos --by hash of user--> with_users --> TFRecords, rejects
-    videos, content vectors, topics --/            |             users ------/
+    videos, content vectors, topics --/            |    users, frame feedback/
                                                    catalogue
 
 Elements are Arrow batches, and both joins are keyed, so that no worker holds more than one partition (about
@@ -44,6 +44,7 @@ _BYTES_PER_CSV_ROW = 32  # of a table whose rows only reading would count
 _PARTIAL = ".partial"  # folder for files being written; not in a split, whose every file TFX reads
 _FIRST, _LAST = 0, 1
 _DESCRIBING = ("content", "video_topics")  # tables that are about videos too
+FEEDBACK = "frame_feedback"
 
 Keyed = tuple[int, bytes]
 Counts = dict[str, int]
@@ -101,6 +102,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         examples = artifact_utils.get_single_instance(output_dict["examples"])
         world = exec_properties["world"]
         folders = dict.fromkeys(("interactions", "videos", "users"), world)
+        if Contract.from_json(exec_properties["contract_json"]).feedback and tables.is_there(world, FEEDBACK):
+            folders[FEEDBACK] = world
         for given, table in (("content", "content"), ("topics", "video_topics")):
             if input_dict.get(given):
                 folders[table] = artifact_utils.get_single_uri(input_dict[given])
@@ -141,8 +144,9 @@ def build(pipeline: beam.Pipeline, shards: dict[str, list[tables.Shard]], job: J
         | "By video" >> beam.CoGroupByKey()
         | "With videos" >> beam.FlatMap(_with_videos, job).with_output_types(Keyed)
     )
+    more = {FEEDBACK: _entities(pipeline, shards[FEEDBACK], FEEDBACK, job)} if FEEDBACK in shards else {}
     (
-        {"events": by_user, "others": _entities(pipeline, shards["users"], "users", job)}
+        {"events": by_user, "others": _entities(pipeline, shards["users"], "users", job), **more}
         | "By user" >> beam.CoGroupByKey()
         | "Write" >> beam.Map(_write, job).with_output_types(Counts)
         | "Count" >> beam.CombineGlobally(_total)
@@ -243,7 +247,8 @@ def _others(element: tuple[int, dict[str, Iterable[bytes]]], table: str, job: Jo
     rows = partitions.from_bytes(element[1][tag])
     if rows is None:
         return impressions.empty(job.columns[table], table, job.contract)
-    impressions.refuse_duplicates(rows, job.columns[table][0], table)
+    if table != FEEDBACK:
+        impressions.refuse_duplicates(rows, job.columns[table][0], table)
     return rows
 
 
@@ -256,6 +261,8 @@ def _write(element: tuple[int, dict[str, Iterable[bytes]]], job: Job) -> Counts:
     done = impressions.with_users(events, users, job.contract)
     outcome = done["outcome"].to_numpy()
     kept = impressions.shuffle(done.filter(outcome == IMPRESSION))
+    if FEEDBACK in job.columns:
+        kept = impressions.with_feedback(kept, _others(element, FEEDBACK, job, FEEDBACK))
     split = kept["split"].to_numpy()
     for index, name in enumerate(SPLITS):
         rows, used = kept.filter(split == index), job.contract.features

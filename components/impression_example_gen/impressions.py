@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from components.impression_example_gen import features
 from components.impression_example_gen.partitions import mix, single_array, stable_hash
 from components.world import files, tables
-from transform.contract import Contract, ContractError, Feature, Kind, Role
+from transform.contract import LIKED_FRAMES, Contract, ContractError, Feature, Kind, Role
 
 SPLITS = ("train", "valid", "test")
 OUTCOMES = (
@@ -230,6 +230,22 @@ def with_users(events: pa.Table, users: pa.Table, contract: Contract) -> pa.Tabl
     histories = [f for f in contract.select(kinds=(Kind.HISTORY,)) if f.source == "derived.user_history"]
     videos = single_array(events["video_id"])
     return _append(table, {f.name: past.histories(videos, int(f.max_length or 0)) for f in histories})
+
+
+def with_feedback(impressions: pa.Table, feedback: pa.Table) -> pa.Table:
+    """Impressions with the frames that were liked, of the test split alone: nothing may be learned from them.
+
+    Args:
+        impressions: As `with_users` makes them.
+        feedback: Rows of `frame_feedback`, at least those of the users.
+    """
+    liked: dict[tuple[str, str], list[str]] = {}
+    for row in feedback.sort_by([("frame_index", "ascending")]).to_pylist():
+        if (row["liked"] or 0) > 0.5:
+            liked.setdefault((row["user_id"], row["video_id"]), []).append(str(row["frame_index"]))
+    keys = zip(*(impressions[name].to_pylist() for name in ("user_id", "video_id", "split")), strict=True)
+    frames = [liked.get((user, video), []) if split == SPLITS.index("test") else [] for user, video, split in keys]
+    return _append(impressions, {LIKED_FRAMES: pa.array(frames, tables.STRINGS)})
 
 
 def feature_columns(table: pa.Table, wanted: Sequence[Feature]) -> dict[str, pa.Array]:

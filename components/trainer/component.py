@@ -1,4 +1,4 @@
-"""TFX's Trainer with the raw examples as one more input.
+"""TFX's Trainer with the raw examples, and what frames look like, as further inputs.
 
 Trainer sees what Transform made of the examples; the requests that warm a served model up are raw.
 """
@@ -14,15 +14,17 @@ from tfx.types import standard_artifacts, standard_component_specs
 from tfx.types.component_spec import ChannelParameter
 from tfx.utils import json_utils
 
-from components.trainer.executor import RAW_EXAMPLES, Executor
+from components.frame_embedder.artifact import FrameVectors
+from components.trainer.executor import FRAMES, RAW_EXAMPLES, Executor
 
 
 class TrainerSpec(standard_component_specs.TrainerSpec):
-    """TFX's, and `raw_examples`."""
+    """TFX's, and `raw_examples` and `frames`."""
 
     INPUTS = {
         **standard_component_specs.TrainerSpec.INPUTS,
         RAW_EXAMPLES: ChannelParameter(type=standard_artifacts.Examples),
+        FRAMES: ChannelParameter(type=FrameVectors, optional=True),
     }
 
 
@@ -36,6 +38,7 @@ class Trainer(base_component.BaseComponent):
         transform_graph: Channel of TransformGraph.
         schema: Channel of Schema.
         custom_config: What `run_fn` finds in `fn_args.custom_config`.
+        frames: Channel of FrameVectors, for a model that reads them.
     """
 
     SPEC_CLASS = TrainerSpec
@@ -49,11 +52,13 @@ class Trainer(base_component.BaseComponent):
         transform_graph: types.BaseChannel,
         schema: types.BaseChannel,
         custom_config: dict[str, Any],
+        frames: types.BaseChannel | None = None,
     ) -> None:
         spec = TrainerSpec(
             run_fn=run_fn,
             examples=examples,
             raw_examples=raw_examples,
+            frames=frames,
             transform_graph=transform_graph,
             schema=schema,
             train_args=trainer_pb2.TrainArgs(splits=["train"]),

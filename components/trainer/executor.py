@@ -11,14 +11,15 @@ from tfx.utils import io_utils
 
 from components.impression_example_gen.artifact import CATALOGUE
 
-RAW_EXAMPLES = "raw_examples"
+RAW_EXAMPLES, FRAMES = "raw_examples", "frames"
 _SPLIT = "valid"
 
 
 class Executor(executor.GenericExecutor):
-    """TFX's own; `run_fn` finds in `fn_args.raw_files` and `fn_args.catalogue_files` two patterns more.
+    """TFX's own; `run_fn` finds three lists of patterns more: `raw_files`, `catalogue_files` and `frames_files`.
 
-    They are of the raw valid examples, and of the examples of all videos that lie beside those of impressions.
+    They are of the raw valid examples, of the examples of all videos that lie beside those of impressions, and of
+    frame examples.
     """
 
     def _GetFnArgs(  # noqa: N802
@@ -28,4 +29,5 @@ class Executor(executor.GenericExecutor):
         uris = artifact_utils.get_split_uris(input_dict[RAW_EXAMPLES], _SPLIT)
         fn_args.raw_files = [io_utils.all_files_pattern(uri) for uri in uris]
         fn_args.catalogue_files = [f"{artifact.uri}/{CATALOGUE}/*" for artifact in input_dict[RAW_EXAMPLES]]
+        fn_args.frames_files = [f"{artifact.uri}/{FRAMES}/*" for artifact in input_dict.get(FRAMES) or []]
         return fn_args

@@ -186,6 +186,12 @@ def table_files(world: str, table: str) -> list[str]:
     return forms[0]
 
 
+def is_there(world: str, table: str) -> bool:
+    """Whether a world has a table that it may lack."""
+    present = set(files.names(world)) if files.is_folder(world) else set()
+    return bool(present & {f"{table}.parquet", f"{table}.csv", table})
+
+
 def _form(path: str) -> list[str]:
     """A file, or the parts in a folder (Spark calls it `users.parquet` too)."""
     if files.is_file(path):

@@ -19,6 +19,7 @@ from components.impression_example_gen import impressions
 from components.world import tables
 from pipeline import cli, local_runner, recommend
 from pipeline.config import RunConfig
+from pipeline.feed_page import write_page
 from pipeline.index import rebuild
 from pipeline.report.page import render
 from pipeline.report.records import load
@@ -33,7 +34,8 @@ SETTINGS = RunConfig.model_validate(
     {
         "name": "clips",
         "contract": "microvideo",
-        "clips": {"frames": 4, "size": 16, "sound_steps": 2, "mels": 4, "key_frames": 1},
+        "clips": {"frames": 4, "size": 16, "sound_steps": 2, "mels": 4, "key_frames": 8},
+        "frames": {"encoder": "colours"},
         "topics": {"topics": 12, "tag_width": 8, "walks": 2, "walk_length": 20, "cover_size": 16},
         "models": {
             "video_classifier": {
@@ -50,6 +52,11 @@ SETTINGS = RunConfig.model_validate(
                 "model": {"embedding_width": 8, "width": 8, "deep": {"units": [8]}, "index": {"answers": 50}},
                 "training": {"epochs": 2, "batch_size": 128},
                 "gates": [{"metric": "recall_at_100", "at_least": 0.0}, {"metric": "index_recall", "at_least": 0.5}],
+            },
+            "jifr": {
+                "model": {"width": 4, "visual_width": 4, "attention_units": 4},
+                "training": {"epochs": 2, "batch_size": 128},
+                "gates": [{"metric": "hits", "at_least": 0.0}, {"metric": "frame_hits_at_5", "at_least": 0.1}],
             },
             "ranker": {
                 "model": {"architecture": "mhsa_crossing", "embedding_width": 4, "deep": None},
@@ -136,7 +143,7 @@ def test_impressions_hold_the_topics_of_their_video(pushed):
 @pytest.fixture(scope="module")
 def feed(pushed) -> recommend.Feed:
     with recommend.served(pushed.models, target=None) as client:
-        return recommend.recommend(asdict(pushed), cli._busiest_user(pushed.world), 10, client)
+        return recommend.recommend(asdict(pushed), cli._busiest_users(pushed.world)[0], 10, client)
 
 
 def test_the_feed_ranks_what_retrieval_and_queues_found_and_names_topics(pushed, feed):
@@ -147,6 +154,45 @@ def test_the_feed_ranks_what_retrieval_and_queues_found_and_names_topics(pushed,
     names = recommend.topic_names(pushed.artifacts["ranker"]["topics"])
     assert {name for entry in feed.entries for name in entry.topics} <= set(names.values())
     assert {entry.source for entry in feed.entries} <= {"topic", "queue"}
+
+
+def test_every_video_with_media_is_shown_by_one_of_its_frames(pushed, feed):
+    with_media = {r["video_id"] for r in tables.read_table(pushed.world, "videos").to_pylist() if r["media_path"]}
+    assert {entry.video_id for entry in feed.entries if entry.cover} == {e.video_id for e in feed.entries} & with_media
+    for cover in (entry.cover for entry in feed.entries if entry.cover):
+        assert (Path(pushed.world) / cover.path).name.endswith(f"-{cover.frame:02d}.jpg")
+        assert cover.at_seconds == pytest.approx((cover.frame + 0.5) / 8, abs=0.1)  # eight parts of a second
+
+
+def test_no_model_learns_from_a_liked_frame(pushed):
+    found = {}
+    for split in ("train", "valid", "test"):
+        files = glob.glob(f"{pushed.artifacts['ranker']['examples']}/Split-{split}/*")
+        raw = next(iter(tf.data.TFRecordDataset(files, "GZIP").batch(5000)))
+        found[split] = tf.io.parse_example(raw, {"liked_frames": tf.io.RaggedFeature(tf.string)})["liked_frames"]
+    assert [found[split].flat_values.shape[0] for split in ("train", "valid")] == [0, 0]
+    assert found["test"].flat_values.shape[0] > 20
+    transform = tf.io.gfile.glob(f"{pushed.models}/../artifacts/Transform*/transformed_examples/*/Split-*/*")
+    assert all(
+        b"liked_frames" not in record
+        for record in tf.data.TFRecordDataset(transform, "GZIP").take(100).as_numpy_iterator()
+    )
+
+
+def test_the_page_shows_both_feeds_and_both_covers_of_a_video(pushed, tmp_path):
+    users = cli._busiest_users(pushed.world)
+    with recommend.served(pushed.models, target=None) as client:
+        feeds = [recommend.recommend(asdict(pushed), user, 5, client) for user in users]
+        write_page(asdict(pushed), feeds, client, tmp_path / "feed.html")
+    page = (tmp_path / "feed.html").read_text()
+    shown = [entry for feed in feeds for entry in feed.entries]
+    assert all(escape(entry.title) in page for entry in shown)
+    videos = {entry.video_id for entry in shown}
+    with_cover = sum(entry.cover is not None for entry in shown)
+    in_pairs = 2 * len({entry.video_id for entry in shown if entry.cover})
+    assert page.count("<img") == with_cover + in_pairs
+    assert page.count('<div class="video') == len(videos)
+    assert "http" not in page
 
 
 def test_the_report_shows_the_topics_with_covers_and_click_rates(pushed):

@@ -245,7 +245,7 @@ def test_evaluated_scores_are_served_scores(pushed, good_model, served):
 
 def test_feed_holds_unseen_videos_best_first(pushed, served):
     record = {"contract": pushed.contract, "world": pushed.world}
-    user = cli._busiest_user(pushed.world)
+    user = cli._busiest_users(pushed.world)[0]
     feed = recommend.recommend(record, user, 5, served)
     interactions = tables.read_table(pushed.world, "interactions", ["user_id", "video_id"]).to_pylist()
     seen = {row["video_id"] for row in interactions if row["user_id"] == user}

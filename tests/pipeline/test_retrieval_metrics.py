@@ -77,7 +77,7 @@ class Answering(tf.Module):
         return {**outputs, "catalogue_size": outputs["catalogue_size"][:, 0]}
 
 
-def test_tfma_measures_the_signature_evaluate(tmp_path: Path):
+def test_tfma_measures_the_signature_evaluate_of_candidate_and_served_model(tmp_path: Path):
     module = Answering()
     tf.saved_model.save(module, str(tmp_path / "1"), signatures={"evaluate": module.evaluate})
     with tf.io.TFRecordWriter(str(tmp_path / "examples")) as writer:
@@ -88,12 +88,18 @@ def test_tfma_measures_the_signature_evaluate(tmp_path: Path):
             }
             feature["liked"] = tf.train.Feature(float_list=tf.train.FloatList(value=[label]))
             writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
-    config = configured(Gate(metric="recall_at_20", at_least=0.5))
-    shared = tfma.default_eval_shared_model(str(tmp_path / "1"), eval_config=config)
-    result = tfma.run_model_analysis(shared, config, data_location=str(tmp_path / "examples"))
-    measured = result.get_metrics_for_slice()
-    values = {name: value["doubleValue"] for name, value in measured.items() if name != "example_count"}
-    assert values == pytest.approx(EXPECTED)
+    config = configured(Gate(metric="recall_at_20", at_least=0.5, change=0.0))
+    config = tfma.utils.update_eval_config_with_defaults(config, has_baseline=True)
+    shared = [
+        tfma.default_eval_shared_model(str(tmp_path / "1"), model_name=name, eval_config=config)
+        for name in ("candidate", "baseline")
+    ]
+    results = tfma.run_model_analysis(shared, config, data_location=str(tmp_path / "examples")).get_results()
+    assert len(results) == 2
+    for result in results:
+        measured = result.get_metrics_for_slice()
+        values = {name: value["doubleValue"] for name, value in measured.items() if name in EXPECTED}
+        assert values == pytest.approx(EXPECTED)
 
 
 def test_gates_are_floors_and_changes():

@@ -85,7 +85,13 @@ REFUSED = {
         10,
         ["(feature 'look', kind)", "'id', 'ids', 'history', 'number', 'text' or 'vector'", "got 'tensor'"],
     ),
-    "impossible role": ("role: slice", "role: slices", 12, ["'label', 'weight' or 'slice'", "got 'slices'"]),
+    "feedback that a model would read": (
+        "role: slice, source: derived.user_novelty",
+        "role: slice, source: derived.liked_frames",
+        12,
+        ["source derived.liked_frames has kind ids"],
+    ),
+    "impossible role": ("role: slice", "role: slices", 12, ["'slice' or 'feedback'", "got 'slices'"]),
     "impossible scale": ("scale: log", "scale: ln", 9, ["'none', 'zscore', 'log' or 'minmax'", "got 'ln'"]),
     "history without vocabulary": (
         "role: user, vocabulary: video_id, max",

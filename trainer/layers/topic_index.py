@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field
 
+from trainer.layers.video_numbers import VideoNumbers, ordered, take
 from trainer.settings import Settings
-from transform.contract import ContractError
 
 PAGE = 8
 SAMPLE = 256  # queries that are kept to choose the number of probes by, at a rebuild too
@@ -77,7 +77,7 @@ class Catalogue(NamedTuple):
     queues: Mapping[str, Sequence[str]] | None = None
 
 
-class TopicIndex(tf.Module):
+class TopicIndex(VideoNumbers):
     """Finds videos for query vectors; see the head of this module.
 
     Args:
@@ -90,18 +90,11 @@ class TopicIndex(tf.Module):
     """
 
     def __init__(self, catalogue: Catalogue, settings: IndexSettings, sample: np.ndarray | None = None) -> None:
-        super().__init__()
-        if not len(catalogue.ids) or len(set(catalogue.ids)) < len(catalogue.ids):
-            raise ContractError(
-                f"index: expected distinct videos, got {len(catalogue.ids)} of which {len(set(catalogue.ids))} distinct"
-            )
-        prints = _fingerprints(tf.constant(list(catalogue.ids))).numpy()
-        order = np.argsort(prints, kind="stable")
-        catalogue = _reordered(catalogue, order)
+        catalogue = _reordered(catalogue, ordered(catalogue.ids))
+        super().__init__(catalogue.ids, "index")
         cells = _cells(catalogue, settings)
         self.settings, self.settings_json = settings, _kept(settings.model_dump_json())
-        self.ids, self.fingerprints = _kept(list(catalogue.ids)), _kept(prints[order])
-        self.trained = _kept(np.ones(len(order), bool) if catalogue.trained is None else catalogue.trained)
+        self.trained = _kept(np.ones(len(catalogue.ids), bool) if catalogue.trained is None else catalogue.trained)
         self.topic_names, self.video_topics = _kept(cells.names), _kept(cells.video_topics)
         self.centres = _kept(np.ascontiguousarray(cells.centres.T))
         self._lay_out(catalogue.vectors, cells)
@@ -131,13 +124,6 @@ class TopicIndex(tf.Module):
         self.bias = _kept(np.where(numbers < 0, -np.inf, 0.0).astype(np.float32).reshape(-1, PAGE))
         self.page_topics = _kept(np.append(np.repeat(cells.topic, np.diff(first)), 0).astype(np.int32))
 
-    def number_of(self, ids: tf.Tensor) -> tf.Tensor:
-        """Numbers of videos by id, any shape of strings to int32; -1 where the index lacks one."""
-        flat = tf.reshape(ids, [-1])
-        position = tf.searchsorted(self.fingerprints, _fingerprints(flat))
-        position = tf.minimum(position, self.ids.shape[0] - 1)
-        return tf.reshape(tf.where(_take(self.ids, position) == flat, position, -1), tf.shape(ids))
-
     def search(self, queries: tf.Tensor, rows: tf.Tensor | int) -> Found:
         """The best rows of the probed cells, [B, D] to [B, rows], B at least 1; a video of R topics is up to R rows."""
         probed = tf.math.top_k(queries @ self.centres, self.probes, sorted=False).indices
@@ -160,14 +146,14 @@ class TopicIndex(tf.Module):
 
     def _found(self, scores: tf.Tensor, slots: tf.Tensor) -> Found:
         numbers = tf.gather(tf.reshape(self.numbers, [-1]), slots)
-        return Found(scores, numbers, _take(self.page_topics, slots // PAGE))
+        return Found(scores, numbers, take(self.page_topics, slots // PAGE))
 
     def _scan(self, query: tf.Tensor, probed: tf.Tensor, rows: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
         """One query [D]: scores of the best `rows` of the cells [probes], and their places among the pages' rows."""
-        starts, limits = _take(self.first, probed), _take(self.first, probed + 1)
+        starts, limits = take(self.first, probed), take(self.first, probed + 1)
         pages = tf.raw_ops.RaggedRange(starts=starts, limits=limits, deltas=1).rt_dense_values
-        read = tf.reshape(_take(self.pages, pages), [-1, query.shape[0]])
-        scores = tf.reshape(tf.matmul(read, query[:, tf.newaxis]), [-1, PAGE]) + _take(self.bias, pages)
+        read = tf.reshape(take(self.pages, pages), [-1, query.shape[0]])
+        scores = tf.reshape(tf.matmul(read, query[:, tf.newaxis]), [-1, PAGE]) + take(self.bias, pages)
         # The best rows lie in as many pages with the best maxima, and few pages are soon sorted.
         best_pages = tf.math.top_k(
             tf.reduce_max(scores, axis=1), tf.minimum(rows, tf.size(pages)), sorted=False
@@ -216,24 +202,24 @@ class TopicIndex(tf.Module):
     def _queued(self, queries: tf.Tensor, history: tf.Tensor, live: tf.Tensor) -> Found:
         """Candidates of queues, live ones first, then the best of each of the user's topics, the second best, ..."""
         topics = self._favourite_topics(queries, history)
-        built_in = tf.transpose(_take(self.queues, topics), [0, 2, 1])
+        built_in = tf.transpose(take(self.queues, topics), [0, 2, 1])
         batch = tf.shape(queries)[0]
         width = self.queues.shape[1] * topics.shape[1]
         numbers = tf.concat([live, tf.reshape(built_in, [batch, width])], axis=1)
-        live_topics = _take(self.video_topics, tf.maximum(live, 0))[:, :, 0]
+        live_topics = take(self.video_topics, tf.maximum(live, 0))[:, :, 0]
         names = tf.concat([live_topics, tf.tile(topics, [1, self.queues.shape[1]])], axis=1)
-        rows = tf.gather(tf.reshape(self.pages, [-1, queries.shape[1]]), _take(self.slot_of, tf.maximum(numbers, 0)))
+        rows = tf.gather(tf.reshape(self.pages, [-1, queries.shape[1]]), take(self.slot_of, tf.maximum(numbers, 0)))
         return Found(tf.einsum("bqd,bd->bq", rows, queries), numbers, names)
 
     def _favourite_topics(self, queries: tf.Tensor, history: tf.Tensor) -> tf.Tensor:
         """The topics that occur most in the videos clicked; the query's nearest ones where they are too few."""
         wanted = min(self.settings.queue_topics, self.topic_names.shape[0], self.centres.shape[1])
-        of_videos = tf.where(history[:, :, tf.newaxis] < 0, -1, _take(self.video_topics, tf.maximum(history, 0)))
+        of_videos = tf.where(history[:, :, tf.newaxis] < 0, -1, take(self.video_topics, tf.maximum(history, 0)))
         flat = tf.reshape(of_videos, [tf.shape(history)[0], -1]) + 1
         counts = tf.math.bincount(flat, minlength=self.topic_names.shape[0] + 1, axis=-1)[:, 1:]
         most = tf.math.top_k(counts, wanted)
         nearest = tf.math.top_k(queries @ self.centres, wanted).indices
-        return tf.where(most.values > 0, most.indices, _take(self.page_topics, _take(self.first, nearest)))
+        return tf.where(most.values > 0, most.indices, take(self.page_topics, take(self.first, nearest)))
 
     def _named(
         self, rows: Found, kept: tf.Tensor, queue_from: tf.Tensor, queue_size: tf.Tensor
@@ -244,14 +230,14 @@ class TopicIndex(tf.Module):
         ordered = tf.math.top_k(scores, self.settings.answers)
         missing, at = (tf.gather(part, ordered.indices, batch_dims=1) for part in (missing, at))
         numbers = tf.maximum(tf.gather(rows.numbers, at, batch_dims=1), 0)
-        topics = _take(self.topic_names, tf.gather(rows.topics, at, batch_dims=1))
+        topics = take(self.topic_names, tf.gather(rows.topics, at, batch_dims=1))
         queued = (at >= queue_from) & (at < queue_from + queue_size)
         return {
-            "video_ids": tf.where(missing, "", _take(self.ids, numbers)),
+            "video_ids": tf.where(missing, "", take(self.ids, numbers)),
             "scores": ordered.values,
             "topics": tf.where(missing, "", topics),
             "sources": tf.where(missing, "", tf.where(queued, "queue", "topic")),
-            "trained": _take(self.trained, numbers) & ~missing,
+            "trained": take(self.trained, numbers) & ~missing,
         }
 
 
@@ -367,17 +353,8 @@ def _first_of_each(numbers: tf.Tensor, skipped: tf.Tensor, count: int, videos: i
     return rows.to_tensor(-1, shape=[None, count])
 
 
-def _take(table: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
-    """Rows of a table. `tf.gather` of a variable would set it to be copied as a whole by every later read of it."""
-    return tf.gather(tf.convert_to_tensor(table), rows)
-
-
 def _columns(found: Found, start: int, end: int | None) -> Found:
     return Found(*(part[:, start:end] for part in found))
-
-
-def _fingerprints(ids: tf.Tensor) -> tf.Tensor:
-    return tf.strings.to_hash_bucket_fast(ids, 2**63 - 1)
 
 
 def _reordered(catalogue: Catalogue, order: np.ndarray) -> Catalogue:

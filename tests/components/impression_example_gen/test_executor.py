@@ -18,7 +18,7 @@ from components.impression_example_gen.component import ImpressionExampleGen
 from components.impression_example_gen.executor import Executor, read_summary
 from components.impression_example_gen.impressions import Splits
 from components.world import tables
-from transform.contract import ContractError, load
+from transform.contract import ContractError, Feature, load
 
 SPLITS = '{"by": "time", "train": 0.6, "valid": 0.2, "test": 0.2}'
 # Twenty events at 1, 1000, ..., 19000.
@@ -250,3 +250,21 @@ def test_the_component_declares_examples_and_takes_strings():
         "splits_json": SPLITS,
         "rows_per_partition": 100_000,
     }
+
+
+def test_liked_frames_are_in_examples_of_the_test_split_alone(make_world, contract, tmp_path):
+    declared = Feature(name="frames", kind="ids", role="feedback", max_length=4, source="derived.liked_frames")
+    with_feedback = contract.model_copy(update={"features": (*contract.features, declared)})
+    world = make_world(tmp_path / "world", ROWS)
+    pairs = {(user, video) for user, video, _, _ in ROWS}
+    rows = [(user, video, frame, liked) for user, video in pairs for frame, liked in ((2, 1.0), (0, 1.0), (1, 0.0))]
+    names = ("user_id", "video_id", "frame_index", "liked")
+    feedback = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+    tables.write_table(world, "frame_feedback", feedback)
+    (tmp_path / "examples").mkdir()
+    examples = _execute(world, tmp_path / "examples", with_feedback, rows_per_partition=4)
+    liked = {
+        split: {tuple(tf.train.Example.FromString(e).features.feature["frames"].bytes_list.value) for e in records}
+        for split, records in ((split, _records(examples, split)) for split in ("train", "valid", "test"))
+    }
+    assert liked == {"train": {()}, "valid": {()}, "test": {(b"0", b"2")}}

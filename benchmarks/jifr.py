@@ -1,0 +1,195 @@
+"""JIFR and its baselines on the demo world, where it is known what users like frames for.
+
+    python benchmarks/jifr.py [--seeds 1 2 3] [--models jifr bpr ...] [--only-missing]
+
+Split by time, 80/10/10; learned from what was opened, never from a liked frame. Videos: HR@15 and NDCG@15 of each
+opened video of the test rows among 1,000 others that the user had not opened (all of them where there are fewer), ten
+times, and among all. Frames: hits and NDCG of the liked one among the video's own. All as `pipeline.cover_metrics`
+counts them. Every model has the same training and the best epoch by validation AUC; `jifr_na` is the paper's JIFR_NA,
+and with the other three variants its Table 2. Results go to `results/jifr.{json,md}`.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import tensorflow as tf
+from protocols import table
+
+from components.frame_embedder.encoders import colours
+from components.importers.demo import import_demo
+from components.importers.demo_media import FRAMES, SCENES
+from pipeline.cover_metrics import Sums
+from trainer.data import Split
+from trainer.jifr import Config, build_model, objective, opened_in, shape_of
+from trainer.jifr_export import Opened, Standard
+from trainer.keras_version import keras
+from trainer.layers.pair_scorer import PairScorer, Shown
+from trainer.training import TrainingConfig, fit
+from transform.contract import parse
+from transform.frames import Frames
+
+HERE = Path(__file__).parent
+SAMPLED, REPEATS, HISTORY = 1000, 10, 50
+NA = {"content_attention": False, "rating_attention": False}
+MODELS: dict[str, dict[str, Any]] = {
+    "jifr": {},
+    "jifr_content": {"rating_attention": False},
+    "jifr_rating": {"content_attention": False},
+    "jifr_na": NA,
+    **{name: {"architecture": name} for name in ("bpr", "vbpr", "acf", "cdl", "vpoi")},
+}
+CONTRACT = parse(f"""
+name: opened
+vocabularies: {{user: {{}}, video: {{}}}}
+features:
+  - {{name: user, kind: id, role: user, vocabulary: user, source: users.user_id}}
+  - {{name: video, kind: id, role: video, vocabulary: video, source: videos.video_id}}
+  - {{name: history, kind: history, role: user, vocabulary: video, max_length: {HISTORY}, source: derived.user_history}}
+  - {{name: label, kind: number, role: label, source: interactions.clicked, positive_above: 0.5, negative_below: 0.5}}
+""")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--only-missing", action="store_true", help="skip what the results hold already")
+    parser.add_argument("--setting", nargs="*", default=[], help="NAME=VALUE of every model, to try things out")
+    options = parser.parse_args()
+    results = table.Results(Path(os.environ.get("RESULTS", HERE / "results")) / "jifr.json")
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory() as world:
+            import_demo(None, world, seed=seed)
+            data = Data(Path(world))
+        for name in options.models:
+            if options.only_missing and results.has("demo", "ours", name, seed):
+                continue
+            given = dict(setting.split("=") for setting in options.setting)
+            measure = run({**MODELS[name], **given}, data, seed)
+            results.add({"protocol": "demo", "side": "ours", "model": name, "seed": seed, **measure})
+            print(seed, name, {k: round(v, 4) for k, v in measure.items() if isinstance(v, float)}, flush=True)
+
+
+class Data:
+    """One demo world, encoded: rows of users and videos from 1, in the order of their ids."""
+
+    def __init__(self, world: Path) -> None:
+        events = pq.read_table(world / "interactions.parquet").sort_by("at").to_pydict()
+        feedback = pq.read_table(world / "frame_feedback.parquet").to_pydict()
+        videos = pq.read_table(world / "videos.parquet").to_pydict()
+        users = np.unique(pq.read_table(world / "users.parquet")["user_id"].to_pylist())
+        order = np.unique(videos["video_id"])
+        self.user = np.searchsorted(users, events["user_id"]) + 1
+        self.video = np.searchsorted(order, events["video_id"]) + 1
+        self.label = np.array(events["clicked"], np.float32)
+        self.sizes = {"user": len(users) + 2, "video": len(order) + 2}
+        self.cut = [int(len(self.user) * share) for share in (0.8, 0.9)]
+        self.history = self._histories()
+        media = dict(zip(videos["video_id"], videos["media_path"], strict=True))
+        looks = [_looks(world / media[name]) if media[name] else np.zeros((0, 88)) for name in order]
+        vectors = np.zeros((len(order), SCENES, 88), np.float32)
+        for row, found in enumerate(looks):
+            vectors[row, : len(found)] = found
+        mask = vectors.any(axis=2).astype(np.float32)
+        paths = np.full(mask.shape, "")
+        self.frames = Frames(list(order), vectors, mask, paths, np.full(mask.shape, np.nan, np.float32))
+        self.liked: dict[tuple[int, int], list[int]] = {}
+        of_user = np.searchsorted(users, feedback["user_id"]) + 1
+        of_video = np.searchsorted(order, feedback["video_id"]) + 1
+        for pair in zip(of_user, of_video, feedback["frame_index"], strict=True):
+            self.liked.setdefault(pair[:2], []).append(pair[2])
+
+    def _histories(self) -> np.ndarray:
+        """What the user of each event had opened before the split began that it lies in: [events, HISTORY]."""
+        history = np.zeros((len(self.user), HISTORY), np.int64)
+        past: dict[int, list[int]] = {}
+        for row, (user, video, label) in enumerate(zip(self.user, self.video, self.label, strict=True)):
+            recent = past.get(user, [])[-HISTORY:]
+            history[row, : len(recent)] = recent
+            if label > 0:
+                past.setdefault(user, []).append(video)
+        return history
+
+    def split(self, first: int | None, last: int | None) -> Split:
+        """The clicks among some of the events."""
+        rows = np.arange(len(self.user))[first:last]
+        rows = rows[self.label[rows] > 0]
+        columns = {"user": self.user, "video": self.video, "history": self.history, "label": self.label}
+        return Split(CONTRACT, (f"{first}-{last}",), {}, len(rows), {name: v[rows] for name, v in columns.items()})
+
+
+def _looks(path: Path) -> np.ndarray:
+    """The middle picture of each scene, described: [SCENES, 88]."""
+    with av.open(str(path)) as container:
+        pictures = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+    return colours([pictures[scene * FRAMES // SCENES + FRAMES // SCENES // 2] for scene in range(SCENES)])
+
+
+def run(settings: dict[str, Any], data: Data, seed: int) -> dict[str, Any]:
+    """Trains and judges one model."""
+    config = Config.of(settings, "model")
+    training = TrainingConfig(epochs=60, batch_size=256, learning_rate=3e-3, patience=5, seed=seed)
+    train, valid = data.split(None, data.cut[0]), data.split(*data.cut)
+    known, opened = data.sizes["video"] - 2, opened_in(train)
+    shape, standard = shape_of(CONTRACT, data.sizes, data.frames, np.arange(1, known + 1), known)
+    with tempfile.TemporaryDirectory() as folder:
+        model = fit(
+            lambda: build_model(config, CONTRACT, shape, opened, known),
+            train, valid, objective(), training, tf.distribute.get_strategy(), f"{folder}/checkpoint", f"{folder}/run",
+        )  # fmt: skip
+    found = judge(model.get_layer("triples").scorer, data, opened, standard, known, seed)
+    keras.backend.clear_session()
+    return {**found, "versions": {"tensorflow": tf.__version__}}
+
+
+def judge(
+    scorer: PairScorer, data: Data, opened: Opened, standard: Standard, known: int, seed: int
+) -> dict[str, float]:
+    """What `pipeline.cover_metrics` measures, on the test rows."""
+    rows = np.arange(1, known + 1)
+    trained = np.isin(rows, opened.videos).astype(np.float32)
+    vectors = (data.frames.vectors - standard.mean) / standard.deviation * data.frames.mask[:, :, None]
+    videos = scorer.videos(Shown(tf.constant(rows), *map(tf.constant, (trained, vectors, data.frames.mask))))
+    looks = videos.pop("looks", None)
+    videos.pop("alpha", None)
+    test = data.split(data.cut[1], None)
+    everyone = scorer.people(
+        {"user": tf.range(1, data.sizes["user"] - 1), "history": tf.zeros([data.sizes["user"] - 2, 1], tf.int64)}
+    )
+    average = {name: tf.reduce_mean(value, axis=0, keepdims=True) for name, value in everyone.items()}
+    before = data.split(None, data.cut[1]).columns
+    seen: dict[int, set[int]] = {}
+    for user, video in zip(before["user"], before["video"], strict=True):
+        seen.setdefault(user, set()).add(video)
+    random, sums = np.random.default_rng(seed), Sums()
+    for inputs, _, _ in test.in_order(512):
+        people = scorer.people(inputs)
+        scores = scorer.score(people, {name: value[tf.newaxis] for name, value in videos.items()}).numpy()
+        for row, (user, video) in enumerate(zip(inputs["user"].numpy(), inputs["video"].numpy(), strict=True)):
+            others = np.setdiff1d(rows, [*seen.get(user, ()), video]) - 1
+            beats = (scores[row] > scores[row, video - 1]) + 0.5 * (scores[row] == scores[row, video - 1])
+            drawn = [random.choice(others, min(SAMPLED, len(others)), replace=False) for _ in range(REPEATS)]
+            person = {name: value[row : row + 1] for name, value in people.items()}
+            mask = data.frames.mask[video - 1] > 0
+            of_frames = {
+                name: np.where(mask, scorer.look(who, looks[video - 1 : video])[0] if scorer.looks else 0.0, np.nan)
+                for name, who in (("frame_scores", person), ("popular_frame_scores", average))
+            }
+            answer = {
+                "above": np.array([beats[others].sum()]), "above_sampled": np.array([beats[d].sum() for d in drawn]),
+            }  # fmt: skip
+            sums.add(str(user), 1.0, data.liked.get((user, video), []), {**answer, **of_frames})
+    return sums.values()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""FrameEmbedder: what each candidate for a video's cover looks like."""

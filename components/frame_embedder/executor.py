@@ -1,0 +1,192 @@
+"""Describes the candidates for covers in Beam.
+
+    rows of videos with the paths of their pictures --by hash of video--> read, encoded, TFRecords --> counts
+
+Files have names that depend on the partition alone and appear by renaming: a bundle may be run again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import apache_beam as beam
+import cv2
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+from apache_beam.utils.shared import Shared
+from tfx import types
+from tfx.dsl.components.base import base_beam_executor
+from tfx.types import artifact_utils
+
+from components.clip_example_gen.video import Image
+from components.frame_embedder.encoders import encoder
+from components.frame_embedder.settings import FrameSettings
+from components.impression_example_gen import impressions, partitions
+from components.world import files, tables
+from transform import frames
+from transform.contract import ContractError
+
+SUMMARY_FILE, FRAMES = "summary.json", "frames"
+VIDEOS_PER_PARTITION = 2048
+BATCH = 64  # pictures encoded at once
+_COUNTED = ("videos", "pictures", "bad_pictures")
+
+Row = dict[str, Any]
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """Writes `frames/` and `summary.json`."""
+
+    def Do(  # noqa: N802
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Run the Beam pipeline.
+
+        Args:
+            input_dict: `clips`, optionally.
+            output_dict: `frames`.
+            exec_properties: `world` and `settings_json`.
+
+        Raises:
+            ContractError: The table of videos does not fit, or there are no weights.
+        """
+        self._log_startup(input_dict, output_dict, exec_properties)
+        made = artifact_utils.get_single_instance(output_dict["frames"])
+        world = exec_properties["world"]
+        settings = FrameSettings.model_validate_json(exec_properties["settings_json"])
+        rows = read_pictures(world, bool(input_dict.get("clips")))
+        files.make_folder(f"{made.uri}/{FRAMES}")
+        with self._make_beam_pipeline() as pipeline:
+            build(pipeline, rows, world, settings, made.uri)
+        counts = read_summary(made.uri)
+        for name in _COUNTED:
+            made.set_int_custom_property(name, counts[name])
+        if counts["bad_pictures"]:
+            logging.warning("%d of %d frames of %s are no pictures", counts["bad_pictures"], counts["pictures"], world)
+
+
+def read_summary(uri: str) -> dict[str, int]:
+    """How many `videos`, `pictures` and `bad_pictures` an execution met."""
+    with files.reading(f"{uri}/{SUMMARY_FILE}") as file:
+        return dict(json.loads(file.read()))
+
+
+def read_pictures(world: str, with_key_frames: bool) -> pa.Table:
+    """All videos, with the `path` and `at_seconds` of each candidate, in the order of their index."""
+    rows = tables.read_table(world, "videos").combine_chunks()
+    impressions.refuse_duplicates(rows, "video_id", f"{world}, videos")
+    given = [_own_pictures(row) for row in rows.select(_present(rows, "frame_paths", "cover_path")).to_pylist()]
+    found = _key_frames(world) if with_key_frames else {}
+    pictures = [found.get(video) or own for video, own in zip(rows["video_id"].to_pylist(), given, strict=True)]
+    paths = pa.array([[path for path, _ in row] for row in pictures], pa.list_(pa.string()))
+    seconds = pa.array([[at for _, at in row] for row in pictures], pa.list_(pa.float64()))
+    return pa.table({"video_id": rows["video_id"], frames.PATH: paths, frames.SECONDS: seconds})
+
+
+def _present(rows: pa.Table, *names: str) -> list[str]:
+    return [name for name in names if name in rows.column_names] or rows.column_names[:1]
+
+
+def _own_pictures(row: Row) -> list[tuple[str, float | None]]:
+    paths = row.get("frame_paths") or [row.get("cover_path")]
+    return [(path, None) for path in paths if path]
+
+
+def _key_frames(world: str) -> dict[str, list[tuple[str, float | None]]]:
+    """What ClipExampleGen found, by video."""
+    columns = ["video_id", "frame_index", "path", "at_seconds"]
+    try:
+        table = tables.read_table(world, "key_frames", columns).sort_by([("frame_index", "ascending")])
+    except ContractError:  # the run asks for none
+        return {}
+    found: dict[str, list[tuple[str, float | None]]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row["video_id"], []).append((row["path"], row["at_seconds"]))
+    return found
+
+
+def build(pipeline: beam.Pipeline, rows: pa.Table, world: str, settings: FrameSettings, uri: str) -> None:
+    """Add the whole graph to a pipeline."""
+    wanted = -(-len(rows) // VIDEOS_PER_PARTITION) or 1
+    (
+        pipeline
+        | "Videos" >> beam.Create(list(partitions.split(rows, "video_id", wanted)))
+        | "Spread" >> beam.Reshuffle()
+        | "Describe" >> beam.ParDo(_Describe(world, settings, uri))
+        | "Count" >> beam.CombineGlobally(_total)
+        | "Summarise" >> beam.Map(_summarise, uri)
+    )
+
+
+class _Describe(beam.DoFn):
+    """Writes the examples of a partition; a worker loads the encoder once."""
+
+    def __init__(self, world: str, settings: FrameSettings, uri: str) -> None:
+        self._world, self._settings, self._uri, self._shared = world, settings, uri, Shared()
+
+    def setup(self) -> None:
+        self._encode = self._shared.acquire(lambda: _Held(self._settings)).encode
+
+    def process(self, element: tuple[int, bytes]) -> Iterable[dict[str, int]]:
+        partition, content = element
+        rows = pa.ipc.open_stream(content).read_all().to_pylist()
+        partial, counts = f"{self._uri}/.{FRAMES}-{partition:05d}", Counter[str]()
+        with tf.io.TFRecordWriter(partial, "GZIP") as writer:
+            for start in range(0, len(rows), BATCH):
+                batch = rows[start : start + BATCH]
+                pictures = [self._picture(path) for row in batch for path in row[frames.PATH]]
+                vectors = self._vectors(pictures)
+                counts.update(videos=len(batch), pictures=len(pictures), bad_pictures=sum(p is None for p in pictures))
+                for row in batch:
+                    own, vectors = np.split(vectors, [len(row[frames.PATH])])
+                    seconds = [np.nan if at is None else at for at in row[frames.SECONDS]]
+                    writer.write(frames.encode(row["video_id"], row[frames.PATH], seconds, own))
+        tf.io.gfile.rename(partial, f"{self._uri}/{FRAMES}/data_tfrecord-{partition:05d}.gz", overwrite=True)
+        yield dict(counts)
+
+    def _picture(self, path: str) -> Image | None:
+        located = files.locate(self._world, path)
+        if not files.is_file(located):
+            return None
+        with files.reading(located) as file:
+            content = np.frombuffer(file.read(), np.uint8)
+        picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+        return None if picture is None else np.asarray(picture, np.uint8)
+
+    def _vectors(self, pictures: list[Image | None]) -> np.ndarray:
+        """[pictures, C]; zeros where there is no picture."""
+        there = [index for index, picture in enumerate(pictures) if picture is not None]
+        if not there:
+            return np.zeros((len(pictures), 0), np.float32)
+        parts = (there[start : start + BATCH] for start in range(0, len(there), BATCH))
+        encoded = np.concatenate([self._encode([pictures[i] for i in part]) for part in parts])
+        vectors = np.zeros((len(pictures), encoded.shape[1]), np.float32)
+        vectors[there] = encoded
+        return vectors
+
+
+class _Held:
+    """What workers of a process share."""
+
+    def __init__(self, settings: FrameSettings) -> None:
+        self.encode = encoder(settings)
+
+
+def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(total)
+
+
+def _summarise(counts: dict[str, int], uri: str) -> None:
+    with files.writing(f"{uri}/{SUMMARY_FILE}") as file:
+        file.write(json.dumps({name: counts.get(name, 0) for name in _COUNTED}).encode())
