@@ -280,19 +280,24 @@ def _weighted(config: Config, by_task: dict[str, tf.Tensor]) -> tf.Tensor:
 
 
 class _Serving(tf.Module):
-    """Holds what the signatures need, so that its variables, tables and files are saved."""
+    """Holds what the signatures need, so that its variables, tables and files are saved.
+
+    The model itself is not held: Keras would save functions of every layer, which takes most of the time of an export.
+    """
 
     def __init__(self, model: keras.Model, config: Config, transform_output: tft.TFTransformOutput) -> None:
         super().__init__()
-        self.model = model
+        self.weights = model.variables
+        # What a published BERT keeps besides: tables and frozen variables.
+        self.published = [(layer.tokenizer, layer.encoder) for layer in model.layers if isinstance(layer, Bert)]
         self.tft_layer = transform_output.transform_features_layer()
         self._config = config
 
-    def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
+    def signatures(self, model: keras.Model) -> dict[str, tf.types.experimental.ConcreteFunction]:
         def answer(examples: tf.Tensor) -> tuple[Tensors, Tensors]:
             raw = tf.io.parse_example(examples, videos.parse_spec())
-            inputs = read_inputs(raw, self.tft_layer, self.model.input_names, self._config.cover_size)
-            return raw, self.model(inputs, training=False)
+            inputs = read_inputs(raw, self.tft_layer, model.input_names, self._config.cover_size)
+            return raw, model(inputs, training=False)
 
         def serving_default(examples: tf.Tensor) -> Tensors:
             raw, answered = answer(examples)
@@ -329,7 +334,7 @@ def export(model: keras.Model, config: Config, transform_output: tft.TFTransform
         directory: Where to; made if need be. Files of the SavedModel's names are overwritten, others stay.
     """
     serving = _Serving(model, config, transform_output)
-    tf.saved_model.save(serving, directory, signatures=serving.signatures())
+    tf.saved_model.save(serving, directory, signatures=serving.signatures(model))
     path = f"{directory}/{SHAPE_FILE}"
     tf.io.gfile.makedirs(path.rpartition("/")[0])
     with tf.io.gfile.GFile(path, "w") as file:

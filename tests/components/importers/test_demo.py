@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from components.importers import demo_media
+from components.importers import demo, demo_media
 from components.importers.demo import DAYS, START, import_demo
 from components.importers.demo_words import TOPICS
 from components.world.check import check_world
@@ -63,8 +63,31 @@ def test_media_tell_what_an_uploader_leaves_unsaid():
 
 
 def _middle(topic: int, copy: int) -> np.ndarray:
-    picture = demo_media._pictures(topic, copy % 3, np.random.default_rng([topic, copy]))[8]
+    random = np.random.default_rng([topic, copy])
+    picture = demo_media._pictures(topic, copy % 3, random.random((8, 3)), random)[8]
     return np.concatenate([picture.mean(axis=(0, 1)), picture.std(axis=(0, 1))])
+
+
+def test_the_band_has_the_light_of_its_scene():
+    light = np.linspace(0.2, 0.8, 8)[:, np.newaxis] * [1, 0.5, 0]
+    pictures = demo_media._pictures(0, 0, light, np.random.default_rng(0)) / 255
+    np.testing.assert_allclose(pictures[:, :12].mean(axis=(1, 2)), light.repeat(2, axis=0), atol=0.01)
+
+
+def test_liked_frames_are_lit_and_near_to_the_favourite_hue_of_their_user():
+    random = np.random.default_rng(0)
+    videos = demo._draw_videos(random, 100)
+    users = demo._draw_users(random, 60, videos)
+    events = demo._draw_events(random, users, videos, 3000)
+    feedback, _ = demo._draw_feedback(random, users, videos, events)
+    rows = [(int(r["user_id"][1:]), int(r["video_id"][1:]), r["frame_index"]) for r in feedback.to_pylist()]
+    user, video, frame = np.array(rows).T
+    assert videos.lit[video, frame].mean() > 0.9 > 0.6 > videos.lit.mean()
+    near = np.cos(2 * np.pi * (videos.hue[video] - users.hue[user][:, np.newaxis]))
+    assert near[np.arange(len(rows)), frame].mean() > 0.5 > near.mean() + 0.3
+    clicks = {(events.user[i], events.video[i]) for i in np.flatnonzero(events.clicked)}
+    assert set(zip(user, video, strict=True)) <= clicks  # only what was opened, and seen
+    assert videos.media[video].all()
 
 
 def test_a_quarter_of_the_uploaders_say_nothing_about_their_videos(world):
@@ -84,8 +107,9 @@ def test_it_fits_the_contract_whole(world):
 
 def test_the_best_possible_auc_leaves_room_and_is_known(world):
     facts = json.loads(Path(world, "demo.json").read_text())
-    assert 0.80 < facts["bayes_auc"] < 0.85
-    assert 0.79 < facts["bayes_auc_last_tenth"] < 0.86
+    assert 0.84 < facts["bayes_auc"] < 0.88
+    assert 0.84 < facts["bayes_auc_last_tenth"] < 0.89
+    assert 0.6 < facts["bayes_frame_hits"] < 0.75  # of 8 frames
     assert facts["click_rate"] == read_table(world, "interactions", ["clicked"])["clicked"].to_numpy().mean()
 
 
