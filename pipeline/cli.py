@@ -143,8 +143,8 @@ def check(
 
     checked = check_world(world, contracts.load(contract))
     console = Console()
-    for table in ("users", "videos", "interactions"):
-        console.print(f"  {table:<14} {getattr(checked, table).num_rows:>9,} good rows", highlight=False)
+    for table, rows in checked.tables.items():
+        console.print(f"  {table:<14} {rows.num_rows:>9,} good rows", highlight=False)
     _print_rejected(console, checked.counts, None)
     for note in checked.notes:
         console.print(f"  {note}", highlight=False)

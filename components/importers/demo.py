@@ -35,7 +35,7 @@ from components.importers import demo_media
 from components.importers.demo_media import SCENES
 from components.importers.demo_words import OPENINGS, TOPICS, TRENDS, VAGUE
 from components.importers.summary import ImportSummary, check_and_write
-from components.world import files, tables
+from components.world import files
 from transform import contract
 
 Floats = npt.NDArray[np.float64]
@@ -127,7 +127,7 @@ def import_demo(
         "videos": _video_table(rng, catalogue),
         "interactions": _interaction_table(rng, events, catalogue),
     }
-    feedback, likeliest = _draw_feedback(rng, people, catalogue, events)
+    data["frame_feedback"], likeliest = _draw_feedback(rng, people, catalogue, events)
     facts = {**_facts(events, seed), "bayes_frame_hits": likeliest}
     note = (
         f"Bayes-optimal AUC {facts['bayes_auc']:.4f} (last tenth by time {facts['bayes_auc_last_tenth']:.4f}), "
@@ -135,8 +135,6 @@ def import_demo(
     )
     _write_media(out, catalogue, seed)
     summary = check_and_write(out, contract.load("microvideo"), now, [note], data)
-    tables.write_table(out, "frame_feedback", feedback)
-    summary.rows["frame_feedback"] = len(feedback)
     with files.writing(files.join(out, "demo.json")) as file:
         file.write(json.dumps(facts, indent=2).encode())
     return summary

@@ -28,18 +28,17 @@ class ImportSummary:
 
 def write_world(out: str, checked: check.Checked, notes: list[str] | None = None) -> ImportSummary:
     """Write the tables of a checked world and its `rejected.parquet`."""
-    kept = {"users": checked.users, "videos": checked.videos, "interactions": checked.interactions}
-    for table, data in kept.items():
+    for table, data in checked.tables.items():
         tables.write_table(out, table, data)
     tables.write_table(out, "rejected", checked.rejected)
-    rows = {table: len(data) for table, data in kept.items()}
+    rows = {table: len(data) for table, data in checked.tables.items()}
     return ImportSummary(out, rows, checked.counts, [*(notes or []), *checked.notes])
 
 
 def check_and_write(
     out: str, contract: Contract, now: int | None, notes: list[str], data: dict[str, Any]
 ) -> ImportSummary:
-    """Check the tables `users`, `videos` and `interactions`, and write what passes.
+    """Check the tables `users`, `videos`, `interactions` and, if given, `frame_feedback`, and write what passes.
 
     Raises:
         ContractError: A table as a whole is wrong, see `components.world.check`.

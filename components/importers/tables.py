@@ -6,7 +6,7 @@ import os
 
 from components.importers import sources
 from components.importers.summary import ImportSummary, write_world
-from components.world import check, files, tables
+from components.world import check, files
 from transform import contract as contracts
 from transform.contract import ContractError
 
@@ -28,14 +28,7 @@ def import_tables(source: str | None, out: str, contract: str = "microvideo", no
     if _place(folder) == _place(out):
         raise ContractError(f"{out}: expected a world apart from the source, got the same folder: choose another --out")
     rules = contracts.load(contract)
-    checked = check.check_world(folder, rules, now)
-    if _has_feedback(folder):
-        tables.write_table(out, "frame_feedback", tables.read_table(folder, "frame_feedback"))
-    return write_world(out, checked)
-
-
-def _has_feedback(folder: str) -> bool:
-    return any(name.partition(".")[0] == "frame_feedback" for name in files.names(folder))
+    return write_world(out, check.check_world(folder, rules, now))
 
 
 def _place(folder: str) -> str:

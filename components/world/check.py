@@ -24,6 +24,7 @@ from components.world import files, tables
 from transform.contract import Contract, ContractError, Feature, Kind, Role
 
 CHECKED = ("users", "videos", "interactions")
+FEEDBACK = "frame_feedback"
 CLIPS_ONLY = "no users and no interactions: enough to train the video classifier, not the recommenders"
 REJECTED = pa.schema([("table", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())])
 
@@ -36,7 +37,8 @@ class Checked:
     """A world after the check.
 
     Attributes:
-        users: Rows that passed; likewise `videos` and `interactions`.
+        users: Rows that passed; likewise `videos`, `interactions` and `frame_feedback`, which has no column where there
+            is no such table.
         rejected: Rows that did not: table, row (index in the source, from 0), reason, content (JSON).
         counts: How many rows were rejected, by "<table>: <reason>", most frequent first.
         notes: What is odd but does no harm, such as optional columns that are not there.
@@ -48,6 +50,13 @@ class Checked:
     rejected: pa.Table
     counts: dict[str, int]
     notes: list[str]
+    frame_feedback: pa.Table = field(default_factory=lambda: pa.table({}))
+
+    @property
+    def tables(self) -> dict[str, pa.Table]:
+        """What passed of each table that is there."""
+        given = {name: getattr(self, name) for name in (*CHECKED, FEEDBACK)}
+        return {name: table for name, table in given.items() if name in CHECKED or table.column_names}
 
 
 def check_world(world: str, contract: Contract, now: int | None = None) -> Checked:
@@ -58,8 +67,9 @@ def check_world(world: str, contract: Contract, now: int | None = None) -> Check
     present = {name.partition(".")[0] for name in files.names(world)} if files.is_folder(world) else set()
     if "videos" in present and not present & {"users", "interactions"}:
         return _check_clips(world, clock(now))
-    loaded = {table: tables.read_table(world, table, contract=contract) for table in CHECKED}
-    sources = {table: ", ".join(tables.table_files(world, table)[:1]) for table in CHECKED}
+    wanted = (*CHECKED, FEEDBACK) if FEEDBACK in present else CHECKED
+    loaded = {table: tables.read_table(world, table, contract=contract) for table in wanted}
+    sources = {table: ", ".join(tables.table_files(world, table)[:1]) for table in wanted}
     return check_tables(**loaded, contract=contract, now=clock(now), sources=sources)
 
 
@@ -70,6 +80,7 @@ def check_tables(
     contract: Contract,
     now: int,
     sources: Mapping[str, str] | None = None,
+    frame_feedback: pa.Table | None = None,
 ) -> Checked:
     """Separate the rows that fit the contract from those that do not.
 
@@ -80,6 +91,7 @@ def check_tables(
         contract: Which columns must be there, of what type and in which range.
         now: Unix seconds; later events are faults.
         sources: By table, what errors call it; the name of the table where absent.
+        frame_feedback: Canonical feedback on frames, if there is any.
 
     Returns:
         Kept and rejected rows; every input row is in exactly one of them.
@@ -93,9 +105,10 @@ def check_tables(
     kept_videos = check.table("videos", videos)
     known = {"user_id": kept_users["user_id"], "video_id": kept_videos["video_id"]}
     kept = check.table("interactions", interactions, known)
+    liked = check.feedback(frame_feedback, known) if frame_feedback is not None else pa.table({})
     rejected = pa.concat_tables([REJECTED.empty_table(), *check.rejected])
     counts = dict(sorted(check.counts.items(), key=lambda item: -item[1]))
-    return Checked(kept_users, kept_videos, kept, rejected, counts, check.notes)
+    return Checked(kept_users, kept_videos, kept, rejected, counts, check.notes, liked)
 
 
 def _check_clips(world: str, now: int) -> Checked:
@@ -153,6 +166,18 @@ class _Check:
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def feedback(self, data: pa.Table, known: Mapping[str, pa.ChunkedArray]) -> pa.Table:
+        """The rows of `frame_feedback` that pass."""
+        for column in tables.CANONICAL[FEEDBACK]:
+            if column not in data.column_names:
+                raise tables.missing_column(self.sources.get(FEEDBACK, FEEDBACK), column, data.column_names)
+        data = tables.conform(data, FEEDBACK)
+        further = {
+            "frame_index below 0": _bools(pc.less(data["frame_index"], 0)),
+            "liked is missing or NaN": _missing(data["liked"]) | _bools(pc.is_nan(data["liked"])),
+        }
+        return self.table(FEEDBACK, data, known, further)
+
     def table(
         self,
         name: str,
@@ -177,7 +202,7 @@ class _Check:
             faults.mark(~_bools(pc.is_in(data[key], value_set=ids.combine_chunks())), f"unknown {key}")
         for reason, faulty in (further or {}).items():
             faults.mark(faulty, reason)
-        if name != "interactions":
+        if name in ("users", "videos"):
             key = tables.KEYS[name][0]
             faults.mark(_repeated(data[key], faults.good), f"duplicate {key}")
         return self._split(name, data, faults, where)

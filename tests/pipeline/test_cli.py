@@ -79,8 +79,9 @@ def test_help_is_quick_and_loads_nothing_heavy():
 def test_an_imported_demo_passes_the_check_which_counts_its_rows(shortlist):
     code, out, err = shortlist("import", "demo", "--out", "world", *SMALL)
     assert (code, err) == (0, "")
-    counts = {"users": 40, "videos": 60, "interactions": 500}
-    assert {t: int(n.replace(",", "")) for t, n in re.findall(r"^ +(\w+) +([\d,]+) rows$", out, re.M)} == counts
+    counts = {t: int(n.replace(",", "")) for t, n in re.findall(r"^ +(\w+) +([\d,]+) rows$", out, re.M)}
+    assert counts == {"users": 40, "videos": 60, "interactions": 500, "frame_feedback": counts["frame_feedback"]}
+    assert 50 < counts["frame_feedback"] < 250  # of about half of the clicks
     assert "nothing rejected" in out
     assert "World written to world" in out
     code, out, err = shortlist("check", "world")
@@ -99,8 +100,8 @@ def test_check_counts_bad_rows_by_reason_and_exits_two(shortlist, world):
     code, out, err = shortlist("check", world)
     assert (code, err) == (2, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert lines[2:6] == [
-        "interactions 500 good rows",
+    assert lines[2] == "interactions 500 good rows"
+    assert lines[4:7] == [
         "5 rows rejected",
         "3 interactions: unknown user_id",
         "2 interactions: unknown video_id",
