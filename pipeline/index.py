@@ -14,7 +14,7 @@ from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 from components.impression_example_gen import features, impressions
 from components.serving_baseline.executor import served_version
 from pipeline.models import RETRIEVER
-from pipeline.runs import artifact
+from pipeline.runs import learned_of_videos
 from transform.contract import Contract, ContractError
 
 EXPORTER = "trainer.retrieval_export"  # by name: this package imports no trainer
@@ -46,7 +46,7 @@ def rebuild(run: Mapping[str, Any], world: str) -> str:
     contract = Contract.from_json(run["contract"])
     version = str(max(int(time.time()), int(served) + 1))
     partial = f"{run['models']}/.{RETRIEVER}-{version}"  # not below the model: a server would take half of it
-    videos = _examples(world, contract, artifact(run, "content"), artifact(run, "topics"))
+    videos = _examples(world, contract, learned_of_videos(run))
     importlib.import_module(EXPORTER).rebuild(f"{destination}/{served}", videos, partial)
     requests = f"{destination}/{served}/assets.extra"  # those that warm a model up
     if tf.io.gfile.exists(requests):
@@ -55,6 +55,6 @@ def rebuild(run: Mapping[str, Any], world: str) -> str:
     return version
 
 
-def _examples(world: str, contract: Contract, content: str | None, topics: str | None) -> Iterator[bytes]:
-    batch = features.examples(*impressions.read_catalogue(world, contract, content, topics))
+def _examples(world: str, contract: Contract, learned: Mapping[str, str]) -> Iterator[bytes]:
+    batch = features.examples(*impressions.read_catalogue(world, contract, learned))
     yield from RecordBatchToExamplesEncoder().encode(batch)

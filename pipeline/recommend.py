@@ -18,7 +18,7 @@ import tensorflow as tf
 from components.impression_example_gen import impressions
 from components.world import files, tables
 from pipeline.models import COVER_CHOOSER, RETRIEVER
-from pipeline.runs import artifact
+from pipeline.runs import artifact, learned_of_videos
 from serving.client import Client
 from serving.requests import to_examples
 from serving.topic_queues.queues import TopicQueues, open_store
@@ -107,8 +107,8 @@ class _Asked:
 
     def rows(self, video_ids: Sequence[str]) -> list[dict[str, Any]]:
         """What the ranker is to know of each video and the user."""
-        learned = artifact(self.run, "content"), artifact(self.run, "topics")
-        return impressions.serving_rows(self.run["world"], self.contract, self.user_id, video_ids, self.now, *learned)
+        learned = learned_of_videos(self.run)
+        return impressions.serving_rows(self.run["world"], self.contract, self.user_id, video_ids, self.now, learned)
 
 
 def recommend(run: Mapping[str, Any], user_id: str, n: int, client: Client) -> Feed:

@@ -33,6 +33,12 @@ def artifact(run: Mapping[str, Any], name: str) -> str | None:
     return next((uris[name] for uris in run.get("artifacts", {}).values() if name in uris), None)
 
 
+def learned_of_videos(run: Mapping[str, Any]) -> dict[str, str]:
+    """Folders of what a run learned of videos, as `components.impression_example_gen.impressions` asks for them."""
+    found = {name: artifact(run, name) for name in ("content", "topics", "frames")}
+    return {name: uri for name, uri in found.items() if uri is not None}
+
+
 def newest_run(runs: Path) -> Path:
     """The folder of the run that ended last.
 

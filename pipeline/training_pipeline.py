@@ -224,6 +224,7 @@ def _impressions(
         splits_json=run.config.splits.model_dump_json(),
         content=content.outputs["content"] if content else None,
         topics=topics.outputs["topics"] if topics else None,
+        frames=frames,
     )
     statistics = StatisticsGen(examples=examples.outputs["examples"])
     schema = ContractSchema(contract_json=contract_json)

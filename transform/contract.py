@@ -73,6 +73,7 @@ DERIVED: dict[str, Kind] = {
 }
 # What ContentEmbedder makes of a video's media: `source: content.NAME`, of kind vector.
 CONTENT = ("visual_vector", "audio_vector", "text_vector", "fused_vector")
+LOOK = "content.look_vector"  # what FrameEmbedder makes, of kind vector: the mean of what a video's frames look like
 TOPICS = "content.topics"  # what TopicLearner makes, of kind ids: the topics of a video, best first
 LIKED_FRAMES = "derived.liked_frames"
 WHOLE_TRAIN_SPLIT = ("user_novelty", "video_novelty")  # these look at later events too: no model may read them
@@ -152,9 +153,10 @@ class Feature(_Strict):
             )
         if self.source == TOPICS and self.kind is not Kind.IDS:
             raise ValueError(f"source {TOPICS} has kind ids: write that instead of {self.kind.value}")
-        is_vector = self.column in CONTENT and self.kind is Kind.VECTOR
+        vectors = (*CONTENT, LOOK.removeprefix("content."))
+        is_vector = self.column in vectors and self.kind is Kind.VECTOR
         if self.table == "content" and self.source != TOPICS and not is_vector:
-            expected = f"content.NAME is of kind vector, and NAME one of {', '.join(CONTENT)}; {TOPICS} is of kind ids"
+            expected = f"content.NAME is of kind vector, and NAME one of {', '.join(vectors)}; {TOPICS} is of kind ids"
             raise ValueError(f"source {expected}")
         if self.table != "derived":
             return self
@@ -297,7 +299,9 @@ class Contract(_Strict):
             return [(self.feedback, "liked")] if self.feedback else []
         if table == "video_topics":
             return [(f, f.column) for f in self.features if f.source == TOPICS]
-        own = [(f, f.column) for f in self.features if f.table == table and f.source != TOPICS]
+        if table == "looks":
+            return [(f, f.column) for f in self.features if f.source == LOOK]
+        own = [(f, f.column) for f in self.features if f.table == table and f.source not in (TOPICS, LOOK)]
         if table == "content":
             own += [(f, "fused_vector") for f in self.features if f.source == "derived.content_match"]
         if table != "videos":

@@ -34,6 +34,7 @@ from transform.contract import ContractError
 SUMMARY_FILE, FRAMES = "summary.json", "frames"
 VIDEOS_PER_PARTITION = 2048
 BATCH = 64  # pictures encoded at once
+LOOKS = pa.schema(list(tables.CANONICAL["looks"].items()))
 _COUNTED = ("videos", "pictures", "bad_pictures")
 
 Row = dict[str, Any]
@@ -64,6 +65,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         settings = FrameSettings.model_validate_json(exec_properties["settings_json"])
         rows = read_pictures(world, bool(input_dict.get("clips")))
         files.make_folder(f"{made.uri}/{FRAMES}")
+        tables.write_table(f"{made.uri}/looks", "none", LOOKS.empty_table())  # where there is no video at all
         with self._make_beam_pipeline() as pipeline:
             build(pipeline, rows, world, settings, made.uri)
         counts = read_summary(made.uri)
@@ -139,6 +141,7 @@ class _Describe(beam.DoFn):
         partition, content = element
         rows = pa.ipc.open_stream(content).read_all().to_pylist()
         partial, counts = f"{self._uri}/.{FRAMES}-{partition:05d}", Counter[str]()
+        looks: list[Row] = []
         with tf.io.TFRecordWriter(partial, "GZIP") as writer:
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
@@ -149,7 +152,11 @@ class _Describe(beam.DoFn):
                     own, vectors = np.split(vectors, [len(row[frames.PATH])])
                     seconds = [np.nan if at is None else at for at in row[frames.SECONDS]]
                     writer.write(frames.encode(row["video_id"], row[frames.PATH], seconds, own))
+                    seen = own[own.any(axis=1)]
+                    mean = seen.mean(axis=0) if len(seen) else None
+                    looks.append({"video_id": row["video_id"], "look_vector": mean})
         tf.io.gfile.rename(partial, f"{self._uri}/{FRAMES}/data_tfrecord-{partition:05d}.gz", overwrite=True)
+        tables.write_table(f"{self._uri}/looks", f"{partition:05d}", pa.Table.from_pylist(looks, LOOKS))
         yield dict(counts)
 
     def _picture(self, path: str) -> Image | None:

@@ -8,12 +8,13 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from components.content_embedder.artifact import ContentVectors
+from components.frame_embedder.artifact import FrameVectors
 from components.impression_example_gen.executor import ROWS_PER_PARTITION, Executor
 from components.topic_learner.artifact import Topics
 
 
 class ImpressionExampleGenSpec(ComponentSpec):
-    """A world, a contract, the splits, content vectors and topics in; `examples` out."""
+    """A world, a contract, the splits, and what was learned of videos in; `examples` out."""
 
     PARAMETERS = {
         "world": ExecutionParameter(type=str),
@@ -25,6 +26,7 @@ class ImpressionExampleGenSpec(ComponentSpec):
     INPUTS = {
         "content": ChannelParameter(type=ContentVectors, optional=True),
         "topics": ChannelParameter(type=Topics, optional=True),
+        "frames": ChannelParameter(type=FrameVectors, optional=True),
     }
     OUTPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples)}
 
@@ -40,6 +42,7 @@ class ImpressionExampleGen(base_beam_component.BaseBeamComponent):
         splits_json: `{"by": "time" or "hash", "train": 0.8, "valid": 0.1, "test": 0.1}`.
         content: Content vectors of videos (ContentVectors); None: sources `content.*_vector` are missing everywhere.
         topics: Topics of videos (Topics); None: the source `content.topics` is missing everywhere.
+        frames: Looks of videos (FrameVectors); None: the source `content.look_vector` is missing everywhere.
         rows_per_partition: About how many interactions a worker holds at once.
 
     Outputs: `examples` (Examples) with the splits train, valid and test in gzip TFRecords of tf.Examples, and beside
@@ -59,6 +62,7 @@ class ImpressionExampleGen(base_beam_component.BaseBeamComponent):
         splits_json: str,
         content: types.BaseChannel | None = None,
         topics: types.BaseChannel | None = None,
+        frames: types.BaseChannel | None = None,
         rows_per_partition: int = ROWS_PER_PARTITION,
     ) -> None:
         spec = ImpressionExampleGenSpec(
@@ -69,6 +73,7 @@ class ImpressionExampleGen(base_beam_component.BaseBeamComponent):
             rows_per_partition=rows_per_partition,
             content=content,
             topics=topics,
+            frames=frames,
             examples=types.Channel(type=standard_artifacts.Examples),
         )
         super().__init__(spec=spec)

@@ -33,7 +33,7 @@ from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
 from components.impression_example_gen import features, impressions, partitions
 from components.impression_example_gen.artifact import CATALOGUE, describe
-from components.impression_example_gen.impressions import IMPRESSION, NEUTRAL, OUTCOMES, SPLITS, Splits
+from components.impression_example_gen.impressions import IMPRESSION, LEARNED, NEUTRAL, OUTCOMES, SPLITS, Splits
 from components.world import tables
 from transform.contract import Contract, ContractError, Feature
 
@@ -43,7 +43,6 @@ ROWS_PER_PARTITION = 100_000
 _BYTES_PER_CSV_ROW = 32  # of a table whose rows only reading would count
 _PARTIAL = ".partial"  # folder for files being written; not in a split, whose every file TFX reads
 _FIRST, _LAST = 0, 1
-_DESCRIBING = ("content", "video_topics")  # tables that are about videos too
 FEEDBACK = "frame_feedback"
 
 Keyed = tuple[int, bytes]
@@ -91,7 +90,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         """Run the Beam pipeline.
 
         Args:
-            input_dict: `content` and `topics`, optionally.
+            input_dict: `content`, `topics` and `frames`, each optionally.
             output_dict: `examples`.
             exec_properties: `world`, `contract_json`, `splits_json`, and optionally `rows_per_partition`.
 
@@ -104,7 +103,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         folders = dict.fromkeys(("interactions", "videos", "users"), world)
         if Contract.from_json(exec_properties["contract_json"]).feedback and tables.is_there(world, FEEDBACK):
             folders[FEEDBACK] = world
-        for given, table in (("content", "content"), ("topics", "video_topics")):
+        for given, table in LEARNED.items():
             if input_dict.get(given):
                 folders[table] = artifact_utils.get_single_uri(input_dict[given])
         shards = {table: tables.shards(folder, table) for table, folder in folders.items()}
@@ -138,7 +137,7 @@ def build(pipeline: beam.Pipeline, shards: dict[str, list[tables.Shard]], job: J
         | "Spread interactions" >> beam.Reshuffle()
         | "Prepare" >> beam.FlatMap(_prepare, job, splits).with_output_types(Keyed)
     )
-    described = {name: _entities(pipeline, shards[name], name, job) for name in _DESCRIBING if name in shards}
+    described = {name: _entities(pipeline, shards[name], name, job) for name in LEARNED.values() if name in shards}
     by_user = (
         {"events": by_video, "others": _entities(pipeline, shards["videos"], "videos", job), **described}
         | "By video" >> beam.CoGroupByKey()
@@ -235,7 +234,7 @@ def _read_entities(shard: tables.Shard, table: str, job: Job) -> Iterator[Keyed]
 
 def _with_videos(element: tuple[int, dict[str, Iterable[bytes]]], job: Job) -> Iterator[Keyed]:
     events, videos = partitions.from_bytes(element[1]["events"]), _others(element, "videos", job)
-    described = [_others(element, name, job, name) for name in _DESCRIBING if name in job.columns]
+    described = [_others(element, name, job, name) for name in LEARNED.values() if name in job.columns]
     _write_records(*impressions.catalogue(videos, job.contract, *described), CATALOGUE, element[0], job)
     if events is not None:
         done = impressions.with_videos(events, videos, job.contract, *described)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +48,8 @@ OUTCOMES = (
 IMPRESSION, NEUTRAL, MISSING_KEY, MISSING_LABEL, BAD_LABEL, MILLISECONDS, NOT_POSITIVE = range(7)
 MISSING_WEIGHT, UNKNOWN_VIDEO, UNKNOWN_USER = range(7, len(OUTCOMES))
 FUSED = "content.fused_vector"
+# By what an artifact is called, the table in it that tells of videos.
+LEARNED = {"content": "content", "topics": "video_topics", "frames": "looks"}
 HISTORY_BUCKETS = ("0", "1-5", "6-20", "21+")
 
 Ints = npt.NDArray[np.int64]
@@ -179,7 +181,7 @@ def with_videos(events: pa.Table, videos: pa.Table, contract: Contract, *content
         events: All events of some videos, as `prepare` makes them.
         videos: At least the rows of those videos that there are.
         contract: The features.
-        content: Tables of what was learned of videos: `components.content_embedder`, `components.topic_learner`.
+        content: Tables of what was learned of videos, those of `LEARNED`.
     """
     group = _codes(events["video_id"])
     past = _earlier(group, events)
@@ -272,8 +274,7 @@ def serving_rows(
     user_id: str,
     video_ids: Sequence[str] | None,
     at: int,
-    content: str | None = None,
-    topics: str | None = None,
+    learned: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Request rows for showing videos to a user: what an impression at that instant would know.
 
@@ -283,8 +284,7 @@ def serving_rows(
         user_id: May be unknown: the user's own features are then missing.
         video_ids: The candidates; None: every video.
         at: Unix seconds; only events before it are known.
-        content: Folder of the content vectors, as ContentEmbedder wrote it; None: there are none.
-        topics: Folder of the topics, as TopicLearner wrote it; None: there are none.
+        learned: Folders of what was learned of videos, by the names of `LEARNED`.
 
     Returns:
         One row for each candidate, in their order; a missing value is left out. Features from columns of the
@@ -292,7 +292,7 @@ def serving_rows(
     """
     users, videos, past = (_read_needed(world, name, contract) for name in ("users", "videos", "interactions"))
     past = prepare(past, contract, Splits("time", 1, 0, 0))
-    described = _read_described(contract, content, topics)
+    described = _read_described(contract, learned or {})
     ids = pa.array(videos["video_id"].to_pylist() if video_ids is None else list(video_ids), pa.string())
     if len(ids) == 0:
         return []
@@ -307,7 +307,7 @@ def serving_rows(
 
 
 def read_catalogue(
-    world: str, contract: Contract, content: str | None = None, topics: str | None = None
+    world: str, contract: Contract, learned: Mapping[str, str] | None = None
 ) -> tuple[list[Feature], dict[str, pa.Array]]:
     """`catalogue` of all videos of a world; arguments as for `serving_rows`.
 
@@ -316,12 +316,11 @@ def read_catalogue(
     """
     videos = _read_needed(world, "videos", contract)
     refuse_duplicates(videos, "video_id", f"{world}, videos")
-    return catalogue(videos, contract, *_read_described(contract, content, topics))
+    return catalogue(videos, contract, *_read_described(contract, learned or {}))
 
 
-def _read_described(contract: Contract, content: str | None, topics: str | None) -> list[pa.Table]:
-    learned = {"content": content, "video_topics": topics}
-    return [_read_needed(folder, table, contract) for table, folder in learned.items() if folder]
+def _read_described(contract: Contract, learned: Mapping[str, str]) -> list[pa.Table]:
+    return [_read_needed(learned[name], table, contract) for name, table in LEARNED.items() if name in learned]
 
 
 def _read_needed(world: str, table: str, contract: Contract) -> pa.Table:

@@ -49,6 +49,7 @@ CANONICAL: dict[str, dict[str, pa.DataType]] = {
     "interactions": {"user_id": pa.string(), "video_id": pa.string(), "at": pa.int64()},
     "content": {"video_id": pa.string(), **dict.fromkeys(CONTENT, FLOATS), "fingerprint": pa.string()},
     "video_topics": {"video_id": pa.string(), "topics": STRINGS, "similarities": FLOATS},
+    "looks": {"video_id": pa.string(), "look_vector": FLOATS},
     "frame_feedback": {
         "user_id": pa.string(),
         "video_id": pa.string(),
@@ -62,6 +63,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "interactions": ("user_id", "video_id", "at"),
     "content": ("video_id",),
     "video_topics": ("video_id",),
+    "looks": ("video_id",),
     "frame_feedback": ("user_id", "video_id", "frame_index"),
 }
 _TYPE_OF_KIND = {

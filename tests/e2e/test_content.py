@@ -127,6 +127,19 @@ def test_impressions_hold_the_vectors_of_their_video_and_zeros_where_it_has_none
     assert seen == {"none", "visual+text", "visual+audio+text"}
 
 
+def test_impressions_hold_what_their_video_looks_like(pushed):
+    looks = tables.read_table(pushed.artifacts["ranker"]["frames"], "looks").to_pylist()
+    of_video = {row["video_id"]: row["look_vector"] for row in looks}
+    assert len(of_video) == 90
+    files = glob.glob(f"{pushed.artifacts['ranker']['examples']}/Split-test/*")
+    raw = next(iter(tf.data.TFRecordDataset(files, "GZIP").batch(5000)))
+    spec = {name: parse_spec(Contract.from_json(pushed.contract))[name] for name in ("video_id", "look_vector")}
+    parsed = tf.io.parse_example(raw, spec)
+    for video, found in zip(parsed["video_id"].numpy(), parsed["look_vector"].numpy(), strict=True):
+        np.testing.assert_array_equal(found, np.float32(of_video[video.decode()] or np.zeros(88)))
+    assert any(found is None for found in of_video.values())
+
+
 def test_impressions_hold_the_topics_of_their_video(pushed):
     assigned = tables.read_table(pushed.artifacts["ranker"]["topics"], "video_topics").to_pylist()
     topics = {row["video_id"]: row["topics"] for row in assigned}

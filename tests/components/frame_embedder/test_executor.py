@@ -78,6 +78,9 @@ def test_a_picture_that_cannot_be_read_keeps_its_place_and_is_counted(world, tmp
     np.testing.assert_array_equal(
         read(made.uri).mask.sum(axis=1), [{"v0": 1, "v1": 1, "v2": 2, "v3": 0}[v] for v in found]
     )
+    looks = {r["video_id"]: r["look_vector"] for r in tables.read_table(made.uri, "looks").to_pylist()}
+    np.testing.assert_allclose(looks["v2"], (red + blue) / 2, atol=1e-5)  # of what could be read
+    assert (len(looks), looks["v3"]) == (4, None)
     assert read_summary(made.uri) == {"videos": 4, "pictures": 6, "bad_pictures": 2}
     assert made.get_int_custom_property("bad_pictures") == 2
 
