@@ -30,9 +30,9 @@ from components.importers.demo_media import FRAMES, SCENES
 from pipeline.cover_metrics import Sums, places
 from trainer.data import Split
 from trainer.jifr import Config, Jifr, build_model, objective, opened_in, shape_of
-from trainer.jifr_export import Opened, Standard
+from trainer.jifr_export import Standard
 from trainer.keras_version import keras
-from trainer.layers.pair_scorer import PairScorer, Shown
+from trainer.layers.pair_scorer import LARGEST, PairScorer, Shape, Shown
 from trainer.training import TrainingConfig, fit
 from transform.contract import parse
 from transform.frames import Frames
@@ -113,7 +113,7 @@ class Data:
             self.liked.setdefault(pair[:2], []).append(pair[2])
 
     def _histories(self) -> np.ndarray:
-        """What the user of each event had opened before the split began that it lies in: [events, HISTORY]."""
+        """What the user of each event had opened before it: [events, HISTORY]."""
         history = np.zeros((len(self.user), HISTORY), np.int64)
         past: dict[int, list[int]] = {}
         for row, (user, video, label) in enumerate(zip(self.user, self.video, self.label, strict=True)):
@@ -147,26 +147,25 @@ def run(settings: dict[str, Any], data: Data, seed: int) -> dict[str, Any]:
     config = Config.of(settings, "model")
     training = TrainingConfig(epochs=60, batch_size=256, learning_rate=3e-3, patience=5, seed=seed)
     train, valid = data.split(None, data.cut[0]), data.split(*data.cut)
-    known, opened = data.sizes["video"] - 2, opened_in(train)
-    shape, standard = shape_of(CONTRACT, data.sizes, data.frames, np.arange(1, known + 1), known)
+    opened = opened_in(train, data.sizes)
+    shape, standard = shape_of(CONTRACT, data.sizes, data.frames, np.arange(1, len(data.frames.ids) + 1), opened)
     with tempfile.TemporaryDirectory() as folder:
         model = fit(
-            lambda: build_model(config, CONTRACT, shape, opened, known),
+            lambda: build_model(config, CONTRACT, shape, opened),
             train, valid, objective(), training, tf.distribute.get_strategy(), f"{folder}/checkpoint", f"{folder}/run",
         )  # fmt: skip
-    found = judge(model.get_layer("triples").scorer, data, opened, standard, known, seed)
+    found = judge(model.get_layer("triples").scorer, data, shape, standard, seed)
     keras.backend.clear_session()
     return {**found, "versions": {"tensorflow": tf.__version__}}
 
 
-def judge(
-    scorer: PairScorer, data: Data, opened: Opened, standard: Standard, known: int, seed: int
-) -> dict[str, float]:
+def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed: int) -> dict[str, float]:
     """What `pipeline.cover_metrics` measures, on the test rows; `printed_` is by eq. 4 as printed."""
-    rows = np.arange(1, known + 1)
-    trained = np.isin(rows, opened.videos).astype(np.float32)
+    rows = np.arange(1, len(data.frames.ids) + 1)
+    trained = shape.met_videos[rows].astype(np.float32)
     mask = data.frames.mask
-    vectors = (data.frames.vectors - standard.mean) / standard.deviation * mask[:, :, np.newaxis]
+    standardised = np.clip((data.frames.vectors - standard.mean) / standard.deviation, -LARGEST, LARGEST)
+    vectors = standardised * mask[:, :, np.newaxis]
     videos = scorer.videos(Shown(tf.constant(rows), *map(tf.constant, (trained, vectors, mask))))
     looks = videos.pop("looks", None)
     videos.pop("alpha", None)
@@ -184,11 +183,11 @@ def judge(
         return np.where(mask[video] > 0, scorer.look(who, own)[0], np.nan)
 
     for inputs, _, _ in data.split(data.cut[1], None).in_order(512):
-        people = scorer.people(inputs)
+        people = scorer.people({**inputs, "user": shape.met(inputs["user"])})
         scores = scorer.score(people, {name: value[tf.newaxis] for name, value in videos.items()}).numpy()
         for row, (user, video) in enumerate(zip(inputs["user"].numpy(), inputs["video"].numpy() - 1, strict=True)):
             others = np.setdiff1d(rows, [*data.opened_before(user), video + 1]) - 1
-            beats = (scores[row] > scores[row, video]) + 0.5 * (scores[row] == scores[row, video])
+            beats = 1 - (scores[row] < scores[row, video]) - 0.5 * (scores[row] == scores[row, video])
             drawn = [random.choice(others, min(SAMPLED, len(others)), replace=False) for _ in range(REPEATS)]
             ranks = {
                 "above": np.array([beats[others].sum()]),

@@ -1,8 +1,8 @@
 """What a model of videos and their frames is gated by, as TFMA metrics over its own signature `evaluate`.
 
 Examples are impressions. A positive one asks how high its video stands among those the user has not opened; one with
-liked frames asks how high those stand among the video's own. Equal scores share their places, so that a model that
-tells nothing apart does as well as chance, and not better.
+liked frames asks how high those stand among the video's own. Of equal frames each place is as likely, so that a model
+that tells them not apart does as well as chance; of equal videos half are above.
 """
 
 from __future__ import annotations
@@ -70,13 +70,12 @@ class Sums:
     """What has been seen so far.
 
     Attributes:
-        users: By user, a row for each positive: how many others of the catalogue are scored higher, and how many of
-            those drawn each time.
+        users: By user: positives, and sums over them of hits, ndcg, hits_sampled and ndcg_sampled.
         frames: Sums over impressions with a liked frame of `_of_frames`.
         judged: How many such impressions there were.
     """
 
-    users: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    users: dict[str, np.ndarray] = field(default_factory=lambda: defaultdict(_nothing))
     frames: np.ndarray = field(default_factory=lambda: np.zeros(2 * len(FRAMES_AT) + 2))
     judged: int = 0
 
@@ -90,7 +89,7 @@ class Sums:
             answer: One row of each output of the signature `evaluate`.
         """
         if label > 0:
-            self.users[user].append(np.concatenate([answer["above"], answer["above_sampled"]]))
+            self.users[user] += [1.0, *_of_video(float(answer["above"][0]), answer["above_sampled"])]
         there = [index for index in liked if index < len(answer["frame_scores"])]
         there = [index for index in there if not np.isnan(answer["frame_scores"][index])]
         if there:
@@ -105,10 +104,8 @@ class Sums:
 
     def values(self) -> dict[str, float]:
         """All of them; NaN where there is nothing to tell by."""
-        nothing = np.full(4, np.nan)
-        videos = (
-            np.mean([_of_videos(np.array(rows)) for rows in self.users.values()], axis=0) if self.users else nothing
-        )
+        of_users = np.array([sums[1:] / sums[0] for sums in self.users.values()]).reshape(-1, 4)
+        videos = of_users.mean(axis=0) if len(of_users) else np.full(4, np.nan)
         frames = self.frames / self.judged if self.judged else np.full(len(self.frames), np.nan)
         hits, ndcg = frames[: len(FRAMES_AT)], frames[len(FRAMES_AT) : 2 * len(FRAMES_AT)]
         random, popular = frames[-2:]
@@ -122,15 +119,19 @@ class Sums:
         }
 
 
-def _of_videos(ranks: np.ndarray) -> np.ndarray:
-    """A user's hits, ndcg, hits_sampled and ndcg_sampled; one video is sought each time.
+def _of_video(above: float, drawn: np.ndarray) -> tuple[float, float, float, float]:
+    """hits, ndcg, hits_sampled and ndcg_sampled of a positive, given its rank among all, and among those drawn [times].
 
-    Args:
-        ranks: [positives, 1 + repeats], as `Sums.users` holds them.
+    One video is sought each time.
     """
+    ranks = np.concatenate([[above], drawn])
     found = ranks < TOP
     gains = np.where(found, 1 / np.log2(2 + ranks), 0.0)
-    return np.array([found[:, 0].mean(), gains[:, 0].mean(), found[:, 1:].mean(), gains[:, 1:].mean()])
+    return float(found[0]), float(gains[0]), float(found[1:].mean()), float(gains[1:].mean())
+
+
+def _nothing() -> np.ndarray:
+    return np.zeros(5)
 
 
 def _of_frames(liked: list[int], scores: np.ndarray, popular: np.ndarray) -> np.ndarray:

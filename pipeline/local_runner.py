@@ -21,7 +21,7 @@ from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
 from components.clip_example_gen import media
 from components.serving_baseline.executor import served_version
-from components.world import tables
+from components.world import files, tables
 from pipeline import training_pipeline
 from pipeline.config import RunConfig
 from pipeline.errors import RunFailedError
@@ -107,9 +107,9 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         fingerprint=f"{tables.fingerprint(world)}-{code_fingerprint()}",
         root=str(folder),
         models=str(folder / "models"),
-        clips_fingerprint=f"{media.fingerprint(world, *media.MEDIA)}-{code_fingerprint()}" if config.clips else "",
+        clips_fingerprint=f"{media.fingerprint(world)}-{code_fingerprint()}" if config.clips else "",
         videos_fingerprint=(
-            f"{media.fingerprint(world, *media.PICTURES)}-{code_fingerprint()}"
+            f"{media.fingerprint(world, media.PICTURES)}-{_weights(config)}{code_fingerprint()}"
             if config.topics or config.frames
             else ""
         ),
@@ -157,6 +157,12 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         record.artifacts = {name: history.artifacts(name, ran) for name in config.models}
         (folder / "run.json").write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
     return record
+
+
+def _weights(config: RunConfig) -> str:
+    """What the weights of the encoder of frames are known by."""
+    weights = config.frames.weights if config.frames else None
+    return f"{files.sketch(weights)}-" if weights else ""
 
 
 def _last_run(folder: Path, name: str) -> dict[str, Any]:

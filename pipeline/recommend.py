@@ -13,23 +13,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tensorflow as tf
 
 from components.impression_example_gen import impressions
 from components.world import files, tables
 from pipeline.models import COVER_CHOOSER, RETRIEVER
 from pipeline.runs import artifact, learned_of_videos
-from serving.client import Client
+from serving.client import Client, ModelNotFound
 from serving.requests import to_examples
 from serving.topic_queues.queues import TopicQueues, open_store
 from serving.topic_queues.settings import QueueSettings
 from serving.topic_queues.store import Snapshot
-from transform.clips import VIDEO_ID
 from transform.contract import TOPICS, Contract, Kind, Role
-from transform.frames import PATH
 
 MODEL = "ranker"
-READ_BATCH = 1024
 BATCH_SIZE = 1000  # rows of one request; serving/configs/batching.config allows 1,024
 STORE = "topic_queues.db"  # of a run's folder
 
@@ -161,35 +157,24 @@ def _asked(run: Mapping[str, Any], user_id: str) -> _Asked:
 
 
 def _covers(asked: _Asked, rows: Sequence[Mapping[str, Any]], client: Client) -> dict[str, Cover]:
-    """By video, what the served model of frames chooses."""
-    if COVER_CHOOSER not in asked.run.get("config", {}).get("models", {}) or not rows:
-        return {}
+    """By video, what the served model of frames chooses; nothing where none was ever pushed."""
     contract = asked.contract
     histories = [f.name for f in contract.select(kinds=(Kind.HISTORY,)) if f.table == "derived"]
     wanted = (contract.user_key.name, contract.video_key.name, *histories)
-    examples = to_examples([{n: row[n] for n in wanted if n in row} for row in rows], contract)
-    answer = client.predict_tensors(COVER_CHOOSER, {"examples": np.array(examples, dtype=object)}, "serving_default")
+    asked_rows = [{name: row[name] for name in wanted if name in row} for row in rows]
+    if COVER_CHOOSER not in asked.run.get("config", {}).get("models", {}) or not rows:
+        return {}
+    try:
+        answer = client.predict(COVER_CHOOSER, asked_rows, contract, batch_size=BATCH_SIZE)
+    except ModelNotFound:
+        return {}
     ids = [row[contract.video_key.name] for row in rows]
-    paths = _paths(str(artifact(asked.run, "frames")), set(ids))
-    found = zip(ids, *(answer[name].tolist() for name in ("frame", "frame_score", "at_seconds")), strict=True)
+    columns = (answer[name].tolist() for name in ("frame", "path", "frame_score", "at_seconds"))
     return {
-        video: Cover(frame, paths[video][frame], score, None if math.isnan(at) else at)
-        for video, frame, score, at in found
+        video: Cover(frame, path.decode(), score, None if math.isnan(at) else at)
+        for video, frame, path, score, at in zip(ids, *columns, strict=True)
         if frame >= 0
     }
-
-
-def _paths(frames: str, wanted: set[str]) -> dict[str, list[str]]:
-    """The pictures of videos, given the folder that FrameEmbedder wrote."""
-    spec = {VIDEO_ID: tf.io.FixedLenFeature([], tf.string), PATH: tf.io.RaggedFeature(tf.string)}
-    records = tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(f"{frames}/frames/*")), "GZIP")
-    found = {}
-    for batch in records.batch(READ_BATCH):
-        parsed = tf.io.parse_example(batch, spec)
-        for video, paths in zip(parsed[VIDEO_ID].numpy(), parsed[PATH].to_list(), strict=True):
-            if video.decode() in wanted:
-                found[video.decode()] = [path.decode() for path in paths]
-    return found
 
 
 def _candidates(asked: _Asked, catalogue: Sequence[str], client: Client) -> dict[str, str]:

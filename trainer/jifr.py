@@ -8,12 +8,14 @@ meet in two spaces, that of who opened what (u_a, v_i) and that of looks (w_a, x
     l_ak = w_a.(P c_k) + ln alpha_ik                                                                        eq. 4
 
 f is ReLU. Learned is -ln sigma(r_ai - r_aj) + lambda |Theta|^2 for an opened video i and ten others j, drawn anew each
-time (eq. 3, whose print lacks "-ln"); a frame that somebody liked is never learned from. Four things are ours:
+time (eq. 3, whose print lacks "-ln"; |Theta|^2 is that of a triple's free vectors). A frame that somebody liked is
+never learned from. What is ours:
 
 - eq. 4 has no ln alpha. But what attention has learned to leave out of x_i, P was never trained on, and P c of such a
   frame says nothing (docs/decisions/0008). Where all alpha are equal the order is that of the print.
 - A video that training does not know has x_i alone, and one without frames v_i alone: both softmaxes are masked.
 - Frames are standardised.
+- "Knows" means that somebody opened the video (that the user opened any): of others nothing was learned.
 - In training some ids count as unknown (`id_dropout`), so that new users and videos are answered by what was learned
   for them.
 
@@ -43,7 +45,17 @@ from trainer.jifr_export import Opened, Standard, export
 from trainer.keras_version import keras
 from trainer.layers.fields import IdDropout
 from trainer.layers.masked_softmax import masked_softmax
-from trainer.layers.pair_scorer import PairScorer, Shape, Shown, Tensors, linear, mean_frame, product, table
+from trainer.layers.pair_scorer import (
+    LARGEST,
+    PairScorer,
+    Shape,
+    Shown,
+    Tensors,
+    linear,
+    mean_frame,
+    product,
+    table,
+)
 from trainer.settings import Settings
 from trainer.training import Objective, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
 from transform.contract import Contract, ContractError, Kind
@@ -182,20 +194,18 @@ class Triples(keras.__internal__.layers.BaseRandomLayer):
         scorer: The model.
         config: `negatives`, `id_dropout` and `l2`.
         shape: What the scorer is made for.
-        known: How many videos training knows: rows 1 to `known` of the table.
         video: Name of the input that holds the video's row.
     """
 
-    def __init__(
-        self, scorer: PairScorer, config: Config, shape: Shape, opened: Opened, known: int, video: str
-    ) -> None:
+    def __init__(self, scorer: PairScorer, config: Config, shape: Shape, opened: Opened, video: str) -> None:
         super().__init__(name="triples")
-        self.scorer, self.config, self.shape, self.known, self.video = scorer, config, shape, known, video
+        self.scorer, self.config, self.shape, self.video = scorer, config, shape, video
         # Tensors rather than arrays, which every use of would put into the graph.
         self.catalogue = tf.constant(np.unique(opened.videos))
         self.pairs = tf.constant(np.unique(self._pair(opened.users, opened.videos)))
         self.frames, self.mask = tf.constant(shape.frames), tf.constant(shape.mask)
-        self.forget_user = IdDropout(shape.users, 1, config.id_dropout)
+        self.met = tf.constant(shape.met_videos)
+        self.forget_user = IdDropout(shape.users, shape.buckets, config.id_dropout)
         self.forget_video = IdDropout(shape.videos, 1, config.id_dropout)
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool | None = None) -> Tensors:
@@ -207,10 +217,9 @@ class Triples(keras.__internal__.layers.BaseRandomLayer):
         met = tf.concat([own[:, tf.newaxis], drawn], axis=1)
         distinct, which = tf.unique(tf.reshape(met, [-1]))
         ids = self.forget_video(distinct, training=training)
-        known = (ids > 0) & (ids <= self.known)
-        parts = (known, tf.gather(self.frames, distinct), tf.gather(self.mask, distinct))
+        parts = (tf.gather(self.met, ids), tf.gather(self.frames, distinct), tf.gather(self.mask, distinct))
         shown = Shown(ids, *(tf.cast(part, self.compute_dtype) for part in parts))
-        forgetful = {**inputs, self.shape.user: self.forget_user(users, training=training)}
+        forgetful = {**inputs, self.shape.user: self.forget_user(self.shape.met(users), training=training)}
         scored = self.scorer(forgetful, shown, tf.reshape(which, tf.shape(met)), self.config.l2)
         rated = self._holds(self._pair(users[:, tf.newaxis], drawn))
         rated = tf.concat([tf.zeros_like(rated[:, :1]), rated], axis=1)
@@ -232,7 +241,7 @@ def build_scorer(config: Config, shape: Shape) -> PairScorer:
     return BASELINES.get(config.architecture, Jifr)(config, shape)
 
 
-def build_model(config: Config, contract: Contract, shape: Shape, opened: Opened, known: int) -> keras.Model:
+def build_model(config: Config, contract: Contract, shape: Shape, opened: Opened) -> keras.Model:
     """The model that `config` describes, for training; its layer `triples` holds the scorer.
 
     Args:
@@ -240,13 +249,12 @@ def build_model(config: Config, contract: Contract, shape: Shape, opened: Opened
         contract: Where inputs come from.
         shape: What the scorer is made for.
         opened: Of the train split.
-        known: How many videos training knows.
 
     Returns:
         From {feature: tensor} to `scores` [B, 1 + N] and `penalty` [B].
     """
     inputs = keras_inputs(contract)
-    triples = Triples(build_scorer(config, shape), config, shape, opened, known, contract.video_key.name)
+    triples = Triples(build_scorer(config, shape), config, shape, opened, contract.video_key.name)
     outputs = triples(inputs)
     scores = keras.layers.Activation("linear", name="scores", dtype="float32")(outputs["scores"])
     return keras.Model(inputs, {**outputs, "scores": scores}, name=config.architecture)
@@ -303,18 +311,24 @@ def _wins(scores: tf.Tensor) -> tf.Tensor:
 
 
 def shape_of(
-    contract: Contract, sizes: Mapping[str, int], frames: Frames, rows: np.ndarray, known: int
+    contract: Contract, sizes: Mapping[str, int], frames: Frames, rows: np.ndarray, opened: Opened
 ) -> tuple[Shape, Standard]:
-    """What a scorer is made for, and by what frames are standardised: those of the videos that training knows.
+    """What a scorer is made for, and by what frames are standardised: those of the videos that were opened.
 
     Args:
         contract: Names the inputs.
         sizes: Rows by vocabulary.
         frames: Of the catalogue.
         rows: [V], of those videos in the table of videos.
-        known: How many videos training knows.
+        opened: In the train split.
+
+    Raises:
+        ContractError: None of the videos opened has a frame.
     """
-    trained = (rows > 0) & (rows <= known)
+    users, count = (sizes[str(key.vocabulary)] for key in (contract.user_key, contract.video_key))
+    met_users, met_videos = np.zeros(users, bool), np.zeros(count, bool)
+    met_users[opened.users], met_videos[opened.videos] = True, True
+    trained = met_videos[rows]
     seen = frames.vectors[(frames.mask > 0) & trained[:, np.newaxis]]
     if not len(seen):
         raise ContractError(
@@ -322,27 +336,37 @@ def shape_of(
             "`cover_path`"
         )
     mean, deviation = seen.mean(axis=0), seen.std(axis=0)
-    standard = Standard(mean, np.where(deviation > 1e-6, deviation, 1).astype(np.float32))
-    count = sizes[str(contract.video_key.vocabulary)]
+    # What hardly varies would dwarf all else in a video where it does.
+    standard = Standard(mean, np.maximum(deviation, max(1e-6, 0.01 * float(deviation.mean()))))
     mask = np.zeros((count, frames.mask.shape[1]), np.float32)
     vectors = np.zeros((*mask.shape, len(mean)), np.float32)
     mask[rows[trained]] = frames.mask[trained]
-    vectors[rows[trained]] = (frames.vectors[trained] - mean) / standard.deviation
+    standardised = (frames.vectors[trained] - mean) / standard.deviation
+    vectors[rows[trained]] = np.clip(standardised, -LARGEST, LARGEST)
     vectors *= mask[:, :, np.newaxis]
     histories = (f.name for f in contract.select(kinds=(Kind.HISTORY,)) if f.table == "derived")
-    users = sizes[str(contract.user_key.vocabulary)]
-    return Shape(users, count, contract.user_key.name, next(histories, None), vectors, mask), standard
+    buckets = contract.vocabularies[str(contract.user_key.vocabulary)].oov_buckets
+    names = contract.user_key.name, next(histories, None)
+    return Shape(users, count, *names, vectors, mask, met_users, met_videos, buckets), standard
 
 
-def opened_in(clicks: Split) -> Opened:
-    """Who opened what in a split, each pair once."""
+def opened_in(clicks: Split, sizes: Mapping[str, int]) -> Opened:
+    """Who opened what in a split, each pair once, but for users and videos out of vocabulary.
+
+    Args:
+        clicks: The split.
+        sizes: Rows by vocabulary.
+    """
     contract = clicks.contract
+    keys = contract.user_key, contract.video_key
+    ends = [sizes[str(k.vocabulary)] - contract.vocabularies[str(k.vocabulary)].oov_buckets for k in keys]
     names = contract.user_key.name, contract.video_key.name
     pairs = [
         np.stack([inputs[name][label > 0] for name in names], axis=1)
         for inputs, label, _ in clicks.in_order(READ_BATCH).as_numpy_iterator()
     ]
-    users, videos = np.unique(np.concatenate(pairs).astype(np.int64), axis=0).T
+    found = np.unique(np.concatenate(pairs).astype(np.int64), axis=0)
+    users, videos = found[((found > 0) & (found < ends)).all(axis=1)].T
     return Opened(users, videos)
 
 
@@ -363,16 +387,15 @@ def run_fn(fn_args: Any) -> None:
     train = positives(read(fn_args.train_files, feature_spec, contract, training.memory_bytes))
     valid = positives(read(fn_args.eval_files, feature_spec, contract, training.memory_bytes))
     frames = decode(records(sorted(tf.io.gfile.glob(fn_args.frames_files))).as_numpy_iterator())
-    key = contract.video_key
-    known = int(transform_output.vocabulary_size_by_name(f"vocabulary_{key.vocabulary}"))
+    key, sizes = contract.video_key.name, vocabulary_sizes(contract, transform_output)
     layer, ids = transform_output.transform_features_layer(), tf.constant(frames.ids)
-    rows = transformed(layer, contract, {key.name: ids}, tf.size(ids))[key.name].numpy()
-    shape, standard = shape_of(contract, vocabulary_sizes(contract, transform_output), frames, rows, known)
-    opened = opened_in(train)
-    build = partial(build_model, config, contract, shape, opened, known)
-    checkpoint_dir = resumable_folder(fn_args, train, valid)
+    rows = transformed(layer, contract, {key: ids}, tf.size(ids))[key].numpy()
+    opened = opened_in(train, sizes)
+    shape, standard = shape_of(contract, sizes, frames, rows, opened)
+    build = partial(build_model, config, contract, shape, opened)
+    checkpoint_dir = resumable_folder(fn_args, train, valid, also=fn_args.frames_files)
     model = fit(build, train, valid, objective(), training, strategy, checkpoint_dir, fn_args.model_run_dir)
     if is_chief():
         scorer = model.get_layer("triples").scorer
-        export(scorer, contract, transform_output, frames, opened, standard, fn_args.serving_model_dir)
+        export(scorer, contract, transform_output, frames, opened, shape, standard, fn_args.serving_model_dir)
         write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)

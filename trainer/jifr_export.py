@@ -4,8 +4,8 @@ What the scorer says of a video does not depend on who asks: it is worked out on
 replaces without training. B batch, V videos, F frames, C width of a frame's vector. Signatures:
 
 - `serving_default`: `examples`, string [B], serialized tf.Examples of a user's features and a video's id, to `score`
-  float [B], `frame` int32 [B] (-1 for a video without frames), `frame_score` float [B], `at_seconds` float [B] (NaN
-  where not known) and `frame_scores` float [B, F] (NaN where there is no frame);
+  float [B], `frame` int32 [B] (-1 for a video without frames), its `path` string [B], `frame_score` float [B] and
+  `at_seconds` float [B] (NaN where not known), and `frame_scores` float [B, F] (NaN where there is no frame);
 - `raw`: the same, with the features as named tensors (see `trainer.export`) instead of examples;
 - `evaluate`: of `examples`, what `pipeline.cover_metrics` ranks by: `score`; `above` float [B], how many videos of the
   catalogue the user has not opened are scored higher (equal ones count half); `above_sampled` float [B, 10], the same
@@ -22,7 +22,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from trainer.export import _sparse, _tensor_spec, transformed
-from trainer.layers.pair_scorer import PairScorer, Shown, Tensors
+from trainer.layers.pair_scorer import LARGEST, PairScorer, Shape, Shown, Tensors
 from trainer.layers.video_numbers import VideoNumbers, ordered, take
 from transform.contract import Contract, ContractError, Feature, Kind
 from transform.frames import Frames, decode
@@ -30,6 +30,7 @@ from transform.schema import parse_spec
 
 SAMPLED, REPEATS = 1000, 10
 CHUNK = 1024
+AVERAGED = 10_000  # users whose taste makes that of the average user, at most
 _PERSON = "person/"
 
 
@@ -75,37 +76,37 @@ class _Scorer(tf.Module):
         contract: Contract,
         transform_output: tft.TFTransformOutput,
         opened: Opened,
+        shape: Shape,
         standard: Standard,
     ) -> None:
         super().__init__()
         user, video, features = contract.user_key.name, contract.video_key.name, asked_features(contract)
         histories = [f.name for f in features if f.kind is Kind.HISTORY]
-        known = {
-            key: int(transform_output.vocabulary_size_by_name(f"vocabulary_{contract.feature(key).vocabulary}"))
-            for key in (user, video)
-        }
         self.weights = scorer.variables
         self.tft_layer = transform_output.transform_features_layer()
         self.opened_users, self.opened_videos = map(_kept, opened)
         mean, deviation = map(_kept, standard)
         self.standard = (mean, deviation)
-        rows = tf.range(1, max(known[user], 1) + 1, dtype=tf.int64)
-        nothing = {name: tf.zeros([tf.size(rows), 1], tf.int64) for name in histories}
-        everyone = scorer.people({user: rows, **nothing})
-        self.average = {name: _kept(tf.reduce_mean(value, axis=0)) for name, value in everyone.items()}
+        some = np.unique(opened.users)[:AVERAGED]
+        nothing = {name: tf.zeros([len(some), 1], tf.int64) for name in histories}
+        people = scorer.people({user: tf.constant(some), **nothing})
+        self.average = {name: _kept(tf.reduce_mean(value, axis=0)) for name, value in people.items()}
+        self.met_videos = met = _kept(shape.met_videos)
 
         def ask(raw: Mapping[str, Any]) -> Tensors:
             batch = tf.shape(raw[user])[0]
             inputs = transformed(self.tft_layer, contract, raw, batch)
+            inputs[user] = shape.met(inputs[user])
             watched = [tf.sparse.to_dense(raw[name], "") for name in histories]
             people = {f"{_PERSON}{name}": value for name, value in scorer.people(inputs).items()}
             watched = tf.concat([tf.zeros([batch, 0], tf.string), *watched], axis=1)
-            return {**people, "user": inputs[user], "video": raw[video], "watched": watched}
+            seed = tf.strings.to_hash_bucket_fast(raw[user], 2**62)
+            return {**people, "user": inputs[user], "seed": seed, "video": raw[video], "watched": watched}
 
         def describe(ids: tf.Tensor, frames: tf.Tensor, mask: tf.Tensor) -> Tensors:
             rows = transformed(self.tft_layer, contract, {video: ids}, tf.size(ids))[video]
-            trained = tf.cast((rows > 0) & (rows <= known[video]), tf.float32)
-            standardised = (frames - mean) / deviation * mask[:, :, tf.newaxis]
+            trained = tf.cast(tf.gather(met, rows), tf.float32)
+            standardised = tf.clip_by_value((frames - mean) / deviation, -LARGEST, LARGEST) * mask[:, :, tf.newaxis]
             described = scorer.videos(Shown(rows, trained, standardised, mask))
             alike = tf.zeros([*tf.unstack(tf.shape(mask)), 1])  # of a scorer that does not look at frames
             described = {name: value for name, value in described.items() if name != "alpha"}
@@ -147,6 +148,7 @@ class _Serving(VideoNumbers):
         super().__init__([frames.ids[i] for i in order], "frames")
         self.scorer, self._specs = scorer, specs
         self.mask, self.seconds = _kept(frames.mask[order]), _kept(frames.seconds[order])
+        self.paths = _kept(frames.paths[order].astype("S"))
         described = _described(scorer, frames, order)
         self.looks = _kept(described.pop("looks"))
         rows = described.pop("row")
@@ -187,6 +189,7 @@ class _Serving(VideoNumbers):
             "score": tf.where(there, self.scorer.score(people, videos)[:, 0], 0.0),
             "frame": tf.where(shown, best, -1),
             "frame_score": tf.where(shown, tf.gather(scores, best, batch_dims=1), np.nan),
+            "path": tf.where(shown, tf.gather(take(self.paths, at), best, batch_dims=1), ""),
             "at_seconds": tf.where(shown, tf.gather(take(self.seconds, at), best, batch_dims=1), np.nan),
             "frame_scores": tf.where(mask, scores, np.nan),
         }
@@ -200,10 +203,12 @@ class _Serving(VideoNumbers):
         scores = self.scorer.score(people, {n: tf.convert_to_tensor(v)[tf.newaxis] for n, v in self.videos.items()})
         own = tf.gather(scores, tf.maximum(number, 0), batch_dims=1)[:, tf.newaxis]
         others = self._unopened(asked) & (tf.range(self.ids.shape[0]) != number[:, tf.newaxis])
-        beats = tf.where(others, tf.cast(scores > own, tf.float32) + 0.5 * tf.cast(scores == own, tf.float32), 0.0)
+        # By what is lower, so that a score that is no number beats nothing.
+        beats = 1.0 - tf.cast(scores < own, tf.float32) - 0.5 * tf.cast(scores == own, tf.float32)
+        beats = tf.where(others, beats, 0.0)
 
         def sampled(repeat: tf.Tensor) -> tf.Tensor:
-            lots = tf.where(others, self._lots(asked["user"], repeat), -1.0)
+            lots = tf.where(others, self._lots(asked["seed"], repeat), -1.0)
             last = tf.math.top_k(lots, min(SAMPLED, self.ids.shape[0])).values[:, -1:]
             return tf.reduce_sum(tf.where(lots >= last, beats, 0.0), axis=1)
 
@@ -212,7 +217,8 @@ class _Serving(VideoNumbers):
             name: tf.repeat(value[tf.newaxis], tf.size(number), 0) for name, value in self.scorer.average.items()
         }
         popular = self.scorer.look(average, take(self.looks, tf.maximum(number, 0)))
-        repeats = tf.map_fn(sampled, tf.range(REPEATS, dtype=tf.int64), fn_output_signature=tf.float32)
+        numbers = tf.range(REPEATS, dtype=tf.int64)
+        repeats = tf.map_fn(sampled, numbers, parallel_iterations=1, fn_output_signature=tf.float32)
         last = tf.where(number >= 0, 0.0, np.inf)  # what the catalogue lacks is never found
         return {
             "score": cover["score"],
@@ -234,9 +240,12 @@ class _Serving(VideoNumbers):
         unopened = tf.ones([tf.size(users), self.ids.shape[0]], bool)
         return tf.tensor_scatter_nd_update(unopened, places, tf.zeros(tf.shape(places)[:1], bool))
 
-    def _lots(self, users: tf.Tensor, repeat: tf.Tensor) -> tf.Tensor:
-        """A number from 0 to 1 for each user and video [B, V]: another in each repeat, the same in every execution."""
-        seeds = _scattered(users[:, tf.newaxis] * REPEATS + repeat)
+    def _lots(self, seeds: tf.Tensor, repeat: tf.Tensor) -> tf.Tensor:
+        """A number from 0 to 1 for each user and video [B, V], other ones in each repeat.
+
+        They depend on the ids alone: every model is asked about the same videos.
+        """
+        seeds = _scattered(seeds[:, tf.newaxis] + repeat)
         mixed = _scattered(tf.bitwise.bitwise_xor(seeds, tf.convert_to_tensor(self.fingerprints)))
         return tf.cast(tf.bitwise.bitwise_and(mixed, 2**24 - 1), tf.float32) / 2**24
 
@@ -270,6 +279,7 @@ def export(
     transform_output: tft.TFTransformOutput,
     frames: Frames,
     opened: Opened,
+    shape: Shape,
     standard: Standard,
     directory: str,
 ) -> None:
@@ -281,10 +291,11 @@ def export(
         transform_output: What Transform wrote.
         frames: The catalogue; a video may have no frame.
         opened: What evaluation leaves out.
+        shape: What the scorer was made for.
         standard: As in training.
         directory: Where to; made if need be. Files of the SavedModel's names are overwritten, others stay.
     """
-    parts = _Scorer(scorer, contract, transform_output, opened, standard)
+    parts = _Scorer(scorer, contract, transform_output, opened, shape, standard)
     _Serving(parts, frames, raw_specs(contract)).save(directory)
 
 

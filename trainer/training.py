@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,13 +78,19 @@ def is_chief() -> bool:
     )
 
 
-def resumable_folder(fn_args: Any, *splits: Rows) -> str:
+def resumable_folder(fn_args: Any, *splits: Rows, also: Sequence[str] = ()) -> str:
     """Where the training that TFX asks for keeps its checkpoints: of the very same work only.
 
     Other data, features or settings have their own folder below `custom_config["checkpoint_dir"]`, and start afresh.
+
+    Args:
+        fn_args: TFX's FnArgs.
+        splits: What is learned from.
+        also: What else is read, by file or pattern.
     """
     given = fn_args.custom_config
-    same = json.dumps([given, fn_args.transform_graph_path, *(split.files for split in splits)], sort_keys=True)
+    files = [*(split.files for split in splits), *([list(also)] if also else [])]
+    same = json.dumps([given, fn_args.transform_graph_path, *files], sort_keys=True)
     return f"{given['checkpoint_dir']}/{hashlib.sha256(same.encode()).hexdigest()[:16]}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -29,11 +30,11 @@ from components.frame_embedder.settings import FrameSettings
 from components.impression_example_gen import impressions, partitions
 from components.world import files, tables
 from transform import frames
-from transform.contract import ContractError
 
 SUMMARY_FILE, FRAMES = "summary.json", "frames"
 VIDEOS_PER_PARTITION = 2048
-BATCH = 64  # pictures encoded at once
+BATCH = 64  # videos read, and pictures encoded, at once
+LARGEST_SIDE = 512  # pixels of a picture; no encoder looks at more
 LOOKS = pa.schema(list(tables.CANONICAL["looks"].items()))
 _COUNTED = ("videos", "pictures", "bad_pictures")
 
@@ -63,7 +64,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         made = artifact_utils.get_single_instance(output_dict["frames"])
         world = exec_properties["world"]
         settings = FrameSettings.model_validate_json(exec_properties["settings_json"])
-        rows = read_pictures(world, bool(input_dict.get("clips")))
+        encoder(settings)  # weights that do not fit are said here rather than by a worker
+        found = sum(clips.get_int_custom_property("key_frames") for clips in input_dict.get("clips") or ())
+        rows = read_pictures(world, found > 0)
         files.make_folder(f"{made.uri}/{FRAMES}")
         tables.write_table(f"{made.uri}/looks", "none", LOOKS.empty_table())  # where there is no video at all
         with self._make_beam_pipeline() as pipeline:
@@ -105,10 +108,7 @@ def _own_pictures(row: Row) -> list[tuple[str, float | None]]:
 def _key_frames(world: str) -> dict[str, list[tuple[str, float | None]]]:
     """What ClipExampleGen found, by video."""
     columns = ["video_id", "frame_index", "path", "at_seconds"]
-    try:
-        table = tables.read_table(world, "key_frames", columns).sort_by([("frame_index", "ascending")])
-    except ContractError:  # the run asks for none
-        return {}
+    table = tables.read_table(world, "key_frames", columns).sort_by([("frame_index", "ascending")])
     found: dict[str, list[tuple[str, float | None]]] = {}
     for row in table.to_pylist():
         found.setdefault(row["video_id"], []).append((row["path"], row["at_seconds"]))
@@ -140,19 +140,21 @@ class _Describe(beam.DoFn):
     def process(self, element: tuple[int, bytes]) -> Iterable[dict[str, int]]:
         partition, content = element
         rows = pa.ipc.open_stream(content).read_all().to_pylist()
-        partial, counts = f"{self._uri}/.{FRAMES}-{partition:05d}", Counter[str]()
+        partial, counts = f"{self._uri}/.{FRAMES}-{uuid.uuid4().hex}", Counter[str]()
         looks: list[Row] = []
         with tf.io.TFRecordWriter(partial, "GZIP") as writer:
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
                 pictures = [self._picture(path) for row in batch for path in row[frames.PATH]]
+                readable = np.array([picture is not None for picture in pictures])
                 vectors = self._vectors(pictures)
                 counts.update(videos=len(batch), pictures=len(pictures), bad_pictures=sum(p is None for p in pictures))
                 for row in batch:
                     own, vectors = np.split(vectors, [len(row[frames.PATH])])
+                    there, readable = np.split(readable, [len(own)])
                     seconds = [np.nan if at is None else at for at in row[frames.SECONDS]]
-                    writer.write(frames.encode(row["video_id"], row[frames.PATH], seconds, own))
-                    seen = own[own.any(axis=1)]
+                    writer.write(frames.encode(row["video_id"], row[frames.PATH], seconds, own, there.tolist()))
+                    seen = own[there.astype(bool)]
                     mean = seen.mean(axis=0) if len(seen) else None
                     looks.append({"video_id": row["video_id"], "look_vector": mean})
         tf.io.gfile.rename(partial, f"{self._uri}/{FRAMES}/data_tfrecord-{partition:05d}.gz", overwrite=True)
@@ -166,7 +168,12 @@ class _Describe(beam.DoFn):
         with files.reading(located) as file:
             content = np.frombuffer(file.read(), np.uint8)
         picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-        return None if picture is None else np.asarray(picture, np.uint8)
+        if picture is None:
+            return None
+        scale = LARGEST_SIDE / max(picture.shape[:2])  # a batch of photographs would take gigabytes
+        if scale < 1:
+            picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        return np.asarray(picture, np.uint8)
 
     def _vectors(self, pictures: list[Image | None]) -> np.ndarray:
         """[pictures, C]; zeros where there is no picture."""

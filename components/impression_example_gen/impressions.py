@@ -243,8 +243,9 @@ def with_feedback(impressions: pa.Table, feedback: pa.Table) -> pa.Table:
     """
     liked: dict[tuple[str, str], list[str]] = {}
     for row in feedback.sort_by([("frame_index", "ascending")]).to_pylist():
-        if (row["liked"] or 0) > 0.5:
-            liked.setdefault((row["user_id"], row["video_id"]), []).append(str(row["frame_index"]))
+        of_pair = liked.setdefault((row["user_id"], row["video_id"]), [])
+        if (row["liked"] or 0) > 0.5 and str(row["frame_index"]) not in of_pair:
+            of_pair.append(str(row["frame_index"]))
     keys = zip(*(impressions[name].to_pylist() for name in ("user_id", "video_id", "split")), strict=True)
     frames = [liked.get((user, video), []) if split == SPLITS.index("test") else [] for user, video, split in keys]
     return _append(impressions, {LIKED_FRAMES: pa.array(frames, tables.STRINGS)})

@@ -171,8 +171,12 @@ class _Check:
         for column in tables.CANONICAL[FEEDBACK]:
             if column not in data.column_names:
                 raise tables.missing_column(self.sources.get(FEEDBACK, FEEDBACK), column, data.column_names)
+        if len(data) == 0:
+            self.notes.append(f"{FEEDBACK} has no row: nothing is known of frames")
+            return data
         data = tables.conform(data, FEEDBACK)
         further = {
+            "duplicate frame_index": _repeated_rows(data.select(tables.KEYS[FEEDBACK])),
             "frame_index below 0": _bools(pc.less(data["frame_index"], 0)),
             "liked is missing or NaN": _missing(data["liked"]) | _bools(pc.is_nan(data["liked"])),
         }
@@ -245,7 +249,7 @@ class _Check:
         if counts:
             self.rejected.append(_rejected(name, data, faults))
             _log.warning("%s: %d of %d rows rejected: %s", where, sum(counts.values()), len(data), counts)
-        if not faults.good.any():
+        if not faults.good.any() and name != FEEDBACK:
             worst = max(counts, key=lambda reason: counts[reason])
             raise ContractError(
                 f"{where}: no row is left, {counts[worst]} of {len(data)} for one reason: {worst}: mend the table"
@@ -329,6 +333,13 @@ def _repeated(ids: pa.ChunkedArray, among: _Mask) -> _Mask:
     repeated = among.copy()
     repeated[first] = False
     return repeated
+
+
+def _repeated_rows(data: pa.Table) -> _Mask:
+    """Which rows are equal to an earlier one."""
+    keys = list(zip(*(data[name].to_pylist() for name in data.column_names), strict=True))
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    return np.array([first[key] != row for row, key in enumerate(keys)], np.bool_)
 
 
 def _rejected(name: str, data: pa.Table, faults: _Faults) -> pa.Table:

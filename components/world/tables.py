@@ -154,12 +154,13 @@ def write_table(world: str, table: str, data: pa.Table) -> None:
 
 
 def fingerprint(world: str) -> str:
-    """What the content of users, videos and interactions is known by, so that unchanged worlds hit the cache.
+    """What the content of a world's tables is known by, so that unchanged worlds hit the cache.
 
     Local files are known by their bytes, remote ones by size and time of change.
     """
     digest = hashlib.sha256()
-    for table in ("users", "videos", "interactions"):
+    more = [table for table in ("frame_feedback",) if is_there(world, table)]
+    for table in ("users", "videos", "interactions", *more):
         for path in table_files(world, table):
             digest.update(f"{table} {files.identity(path)}\n".encode())
     return digest.hexdigest()[:32]

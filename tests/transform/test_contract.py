@@ -86,6 +86,18 @@ REFUSED = {
         ["(feature 'look', kind)", "'id', 'ids', 'history', 'number', 'text' or 'vector'", "got 'tensor'"],
     ),
     "feedback that a model would read": (
+        "kind: vector, role: video, dimension: 2, source: videos.look",
+        "kind: ids, role: user, vocabulary: video_id, max_length: 2, source: derived.liked_frames",
+        10,
+        ["(feature 'look')", "source derived.liked_frames and role feedback go together", "no model learns from it"],
+    ),
+    "feedback of something else": (
+        "kind: id, role: slice, source: derived.user_novelty",
+        "kind: ids, role: feedback, max_length: 2, source: videos.tags",
+        12,
+        ["(feature 'newness')", "source derived.liked_frames and role feedback go together"],
+    ),
+    "feedback of another kind": (
         "role: slice, source: derived.user_novelty",
         "role: slice, source: derived.liked_frames",
         12,

@@ -32,6 +32,9 @@ class Shown(NamedTuple):
     mask: tf.Tensor
 
 
+LARGEST = 10.0  # standardised values of frames lie between plus and minus this
+
+
 class Shape(NamedTuple):
     """What a scorer is made for.
 
@@ -42,6 +45,9 @@ class Shape(NamedTuple):
         history: Name of the input that holds the rows of videos clicked before; None without one.
         frames: [rows of videos, F, C], standardised: what is known of the frames of the videos of training.
         mask: [rows of videos, F].
+        met_users: Bool [users]: which opened anything in the train split.
+        met_videos: Bool [videos]: which were opened.
+        buckets: Rows of users out of vocabulary, the last of the table.
     """
 
     users: int
@@ -50,6 +56,15 @@ class Shape(NamedTuple):
     history: str | None
     frames: np.ndarray
     mask: np.ndarray
+    met_users: np.ndarray
+    met_videos: np.ndarray
+    buckets: int = 1
+
+    def met(self, users: tf.Tensor) -> tf.Tensor:
+        """Rows of users, one of those out of vocabulary for who opened nothing or is not named; int64 [B] to [B]."""
+        unknown = tf.constant(self.users - self.buckets, users.dtype)
+        learned = tf.gather(tf.constant(self.met_users), users)
+        return tf.where((users < unknown) & ~learned, unknown, users)
 
 
 class PairScorer(keras.layers.Layer):
@@ -111,5 +126,5 @@ def mean_frame(frames: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def product(people: tf.Tensor, videos: tf.Tensor) -> tf.Tensor:
-    """Inner products of [B, D] with [B or 1, K, D]: [B, K]."""
-    return tf.reduce_sum(people[:, tf.newaxis] * videos, axis=-1)
+    """Inner products of [B, D] with [B or 1, K, D]: [B, K]; nothing of the size [B, K, D] is made."""
+    return tf.linalg.matvec(videos, people)

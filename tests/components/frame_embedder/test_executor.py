@@ -39,7 +39,9 @@ def world(tmp_path) -> str:
 def run(world: str, uri: str, with_clips: bool) -> tuple[FrameVectors, dict[str, tuple[list[str], np.ndarray]]]:
     made = FrameVectors()
     made.uri = uri
-    given = {"clips": [standard_artifacts.Examples()]} if with_clips else {}
+    clips = standard_artifacts.Examples()
+    clips.set_int_custom_property("key_frames", 2)
+    given = {"clips": [clips]} if with_clips else {}
     context = BaseBeamExecutor.Context(beam_pipeline_args=["--runner=DirectRunner"], tmp_dir=uri, unique_id="1")
     properties = {"world": world, "settings_json": FrameSettings().model_dump_json()}
     Executor(context).Do(given, {"frames": [made]}, properties)

@@ -110,7 +110,9 @@ def test_topics_are_joined_into_impressions_and_requests(make_world, with_conten
     rows = [decode(record, with_content) for record in records]
     expected = {"a": ["t1", "t0"], "b": [], "c": [], "d": ["t2"]}
     assert {row["video_id"]: row.get("topics", []) for row in rows} == expected
-    asked = impressions.serving_rows(world, with_content, "ann", list("abcd"), 10**6, {"topics": str(tmp_path / "topics")})
+    asked = impressions.serving_rows(
+        world, with_content, "ann", list("abcd"), 10**6, {"topics": str(tmp_path / "topics")}
+    )
     assert {row["video_id"]: row["topics"] for row in asked} == expected
 
 

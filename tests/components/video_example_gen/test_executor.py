@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import standard_artifacts
 
-from components.clip_example_gen.media import fingerprint
+from components.clip_example_gen.media import PICTURES, fingerprint
 from components.video_example_gen.executor import Executor, read_summary
 from components.world import tables
 from transform import contract, videos
@@ -87,8 +87,8 @@ def test_key_frames_are_no_covers_where_the_run_decodes_no_clips(world, tmp_path
 
 
 def test_a_changed_cover_changes_the_fingerprint(world, tmp_path):
-    before = fingerprint(world, "cover_path", optional=True)
+    before = fingerprint(world, PICTURES)
     (tmp_path / "red.jpg").write_bytes(b"other")  # a key frame
-    assert fingerprint(world, "cover_path", optional=True) == before
+    assert fingerprint(world, PICTURES) == before
     (tmp_path / "tall.png").write_bytes(b"other")
-    assert fingerprint(world, "cover_path", optional=True) != before
+    assert fingerprint(world, PICTURES) != before

@@ -274,18 +274,21 @@ def test_every_row_is_either_kept_or_rejected_and_counted(user_ids, video_ids, e
 
 def test_feedback_on_frames_is_checked_where_it_is_given():
     feedback = {
-        "user_id": ["u1", "u2", "gone", "u1", "u1"],
-        "video_id": ["v1", "v2", "v1", "v1", "v2"],
-        "frame_index": [0, 3, 1, -1, 2],
-        "liked": [1.0, 0.0, 1.0, 1.0, None],
+        "user_id": ["u1", "u2", "gone", "u1", "u1", "u1"],
+        "video_id": ["v1", "v2", "v1", "v1", "v2", "v1"],
+        "frame_index": [0, 3, 1, -1, 2, 0],
+        "liked": [1.0, 0.0, 1.0, 1.0, None, 1.0],
     }
     given = (users(), videos(), interactions(), RULES, NOW)
     checked = check_tables(*given, frame_feedback=pa.table(feedback))
     assert checked.frame_feedback.num_rows == 2
     assert checked.tables["frame_feedback"] is checked.frame_feedback
-    reasons = ("unknown user_id", "frame_index below 0", "liked is missing or NaN")
+    reasons = ("unknown user_id", "frame_index below 0", "liked is missing or NaN", "duplicate frame_index")
     assert checked.counts == {f"frame_feedback: {reason}": 1 for reason in reasons}
     assert set(check_tables(*given).tables) == {"users", "videos", "interactions"}
+    nothing = check_tables(*given, frame_feedback=pa.table(feedback).slice(0, 0))
+    assert nothing.notes == [*checked.notes, "frame_feedback has no row: nothing is known of frames"]
+    assert check_tables(*given, frame_feedback=pa.table(feedback).slice(2, 1)).frame_feedback.num_rows == 0
     del feedback["liked"]
     with pytest.raises(ContractError, match="liked"):
         check_tables(*given, frame_feedback=pa.table(feedback))

@@ -214,6 +214,10 @@ def test_the_fingerprint_follows_the_content(tmp_path):
         return tables.fingerprint(folder)
 
     assert world("a", "x") == world("b", "x") != world("c", "y")
+    tables.write_table(str(tmp_path / "a"), "frame_feedback", pa.table({"liked": [1.0]}))
+    told = tables.fingerprint(str(tmp_path / "a"))
+    tables.write_table(str(tmp_path / "a"), "frame_feedback", pa.table({"liked": [0.0]}))
+    assert len({world("b", "x"), told, tables.fingerprint(str(tmp_path / "a"))}) == 3
 
 
 def test_a_failed_write_leaves_the_old_table(tmp_path):
