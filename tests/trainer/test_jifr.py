@@ -303,7 +303,7 @@ def test_a_sample_is_drawn_anew_for_each_repeat_and_the_same_in_each_execution(
 ):
     monkeypatch.setattr(jifr_export, "SAMPLED", 1)
     rebuild(exported, frame_records(), str(tmp_path / "2"))
-    rows = asked(world, *({"user_id": f"u{i}", "video_id": "v1"} for i in range(6)))
+    rows = asked(world, *({"user_id": f"u{i % 6}", "video_id": f"v{i // 6}"} for i in range(30)))
     first, second = (
         tf.saved_model.load(str(tmp_path / "2")).signatures["evaluate"](examples=rows)["above_sampled"].numpy()
         for _ in range(2)
