@@ -226,7 +226,7 @@ def recommend(
 
 @app.command()
 def index(folder: RunFolder = None, world: World = None, runs: Runs = Path("runs")) -> None:
-    """Take new videos into the served retrieval model, without training it again."""
+    """Take new videos into the served models of retrieval and covers, without training them again."""
     from pipeline.runs import load_run, newest_run
 
     folder = folder or newest_run(runs)
@@ -234,8 +234,8 @@ def index(folder: RunFolder = None, world: World = None, runs: Runs = Path("runs
     with _log_to(folder / "logs" / "index.log") as console:
         from pipeline.index import rebuild
 
-        version = rebuild(record, world or record["world"])
-        console.print(f"[green]Pushed[/] topic_retrieval version {version} to {folder}/models", highlight=False)
+        for name, version in rebuild(record, world or record["world"]).items():
+            console.print(f"[green]Pushed[/] {name} version {version} to {folder}/models", highlight=False)
 
 
 @app.command("compile")

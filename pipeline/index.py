@@ -1,53 +1,65 @@
-"""Takes new videos into the served retrieval model: its index is built anew, its towers stay as they were trained."""
+"""Takes new videos into served models: index and tables are built anew, what was learned stays as it was trained."""
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 from tfx.utils import io_utils
 from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
+from components.frame_embedder import encoders
+from components.frame_embedder import executor as frame_embedder
+from components.frame_embedder.settings import FrameSettings
 from components.impression_example_gen import features, impressions
 from components.serving_baseline.executor import served_version
-from pipeline.models import RETRIEVER
-from pipeline.runs import learned_of_videos
+from pipeline.models import COVER_CHOOSER, RETRIEVER
+from pipeline.runs import artifact, learned_of_videos
+from transform.clips import VIDEO_ID
 from transform.contract import Contract, ContractError
 
-EXPORTER = "trainer.retrieval_export"  # by name: this package imports no trainer
+# By name: this package imports no trainer.
+EXPORTERS = {RETRIEVER: "trainer.retrieval_export", COVER_CHOOSER: "trainer.jifr_export"}
 
 
-def rebuild(run: Mapping[str, Any], world: str) -> str:
-    """Push a version of the served retrieval model whose index holds the videos that a world has now.
+def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
+    """Push versions of the served models of retrieval and of covers that hold the videos that a world has now.
 
-    Topics and content vectors are those that the run made: a video that came later is found by its title, tags,
-    categories and author until the next run.
+    Topics, content vectors and key frames are those that the run made. A video that came later is found by its title,
+    tags, categories and author, and has a cover among its `frame_paths` or `cover_path`, until the next run.
 
     Args:
         run: A record of `pipeline.runs.load_run`.
         world: Folder of the tables.
 
     Returns:
-        The version.
+        The version pushed, by model.
 
     Raises:
-        ContractError: No retrieval model is served, or the table of videos does not fit.
+        ContractError: Neither is served, or the table of videos does not fit.
     """
-    destination = f"{run['models']}/{RETRIEVER}"
-    served = served_version(destination)
-    if not served:
-        raise ContractError(
-            f"{destination}: expected a version of the retrieval model, got none: run a configuration with "
-            f"{RETRIEVER!r} until it is pushed"
-        )
     contract = Contract.from_json(run["contract"])
+    catalogues: dict[str, Callable[[], Iterable[bytes]]] = {
+        RETRIEVER: lambda: _videos(world, contract, learned_of_videos(run)),
+        COVER_CHOOSER: lambda: _frames(run, world),
+    }
+    served = {name: served_version(f"{run['models']}/{name}") for name in catalogues}
+    if not any(served.values()):
+        raise ContractError(
+            f"{run['models']}: expected a version of {RETRIEVER} or {COVER_CHOOSER}, got none: run a configuration "
+            "with either until it is pushed"
+        )
+    return {name: _push(run, name, served[name], videos()) for name, videos in catalogues.items() if served[name]}
+
+
+def _push(run: Mapping[str, Any], name: str, served: str, videos: Iterable[bytes]) -> str:
+    destination = f"{run['models']}/{name}"
     version = str(max(int(time.time()), int(served) + 1))
-    partial = f"{run['models']}/.{RETRIEVER}-{version}"  # not below the model: a server would take half of it
-    videos = _examples(world, contract, learned_of_videos(run))
-    importlib.import_module(EXPORTER).rebuild(f"{destination}/{served}", videos, partial)
+    partial = f"{run['models']}/.{name}-{version}"  # not below the model: a server would take half of it
+    importlib.import_module(EXPORTERS[name]).rebuild(f"{destination}/{served}", videos, partial)
     requests = f"{destination}/{served}/assets.extra"  # those that warm a model up
     if tf.io.gfile.exists(requests):
         io_utils.copy_dir(requests, f"{partial}/assets.extra")
@@ -55,6 +67,22 @@ def rebuild(run: Mapping[str, Any], world: str) -> str:
     return version
 
 
-def _examples(world: str, contract: Contract, learned: Mapping[str, str]) -> Iterator[bytes]:
+def _videos(world: str, contract: Contract, learned: Mapping[str, str]) -> Iterator[bytes]:
     batch = features.examples(*impressions.read_catalogue(world, contract, learned))
     yield from RecordBatchToExamplesEncoder().encode(batch)
+
+
+def _frames(run: Mapping[str, Any], world: str) -> Iterator[bytes]:
+    """Frame examples of the world's videos: those of the run, and new ones of the videos that it did not have."""
+    rows = frame_embedder.read_pictures(world, with_key_frames=False).to_pylist()
+    wanted = {row["video_id"] for row in rows}
+    known = set()
+    paths = sorted(tf.io.gfile.glob(f"{artifact(run, 'frames')}/{frame_embedder.FRAMES}/*"))
+    for record in tf.data.TFRecordDataset(paths, "GZIP").as_numpy_iterator():
+        video = tf.train.Example.FromString(record).features.feature[VIDEO_ID].bytes_list.value[0].decode()
+        known.add(video)
+        if video in wanted:
+            yield record
+    encode = encoders.encoder(FrameSettings.model_validate(run["config"]["frames"]))
+    new = [row for row in rows if row["video_id"] not in known]
+    yield from (found.example for found in frame_embedder.described(new, world, encode))

@@ -11,8 +11,8 @@ import json
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import cv2
@@ -25,7 +25,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
 from components.clip_example_gen.video import Image
-from components.frame_embedder.encoders import encoder
+from components.frame_embedder.encoders import Encoder, encoder
 from components.frame_embedder.settings import FrameSettings
 from components.impression_example_gen import impressions, partitions
 from components.world import files, tables
@@ -143,48 +143,75 @@ class _Describe(beam.DoFn):
         partial, counts = f"{self._uri}/.{FRAMES}-{uuid.uuid4().hex}", Counter[str]()
         looks: list[Row] = []
         with tf.io.TFRecordWriter(partial, "GZIP") as writer:
-            for start in range(0, len(rows), BATCH):
-                batch = rows[start : start + BATCH]
-                pictures = [self._picture(path) for row in batch for path in row[frames.PATH]]
-                readable = np.array([picture is not None for picture in pictures])
-                vectors = self._vectors(pictures)
-                counts.update(videos=len(batch), pictures=len(pictures), bad_pictures=sum(p is None for p in pictures))
-                for row in batch:
-                    own, vectors = np.split(vectors, [len(row[frames.PATH])])
-                    there, readable = np.split(readable, [len(own)])
-                    seconds = [np.nan if at is None else at for at in row[frames.SECONDS]]
-                    writer.write(frames.encode(row["video_id"], row[frames.PATH], seconds, own, there.tolist()))
-                    seen = own[there.astype(bool)]
-                    mean = seen.mean(axis=0) if len(seen) else None
-                    looks.append({"video_id": row["video_id"], "look_vector": mean})
+            for found in described(rows, self._world, self._encode):
+                writer.write(found.example)
+                looks.append({"video_id": found.video_id, "look_vector": found.look})
+                counts.update(videos=1, pictures=len(found.readable), bad_pictures=found.readable.count(False))
         tf.io.gfile.rename(partial, f"{self._uri}/{FRAMES}/data_tfrecord-{partition:05d}.gz", overwrite=True)
         tables.write_table(f"{self._uri}/looks", f"{partition:05d}", pa.Table.from_pylist(looks, LOOKS))
         yield dict(counts)
 
-    def _picture(self, path: str) -> Image | None:
-        located = files.locate(self._world, path)
-        if not files.is_file(located):
-            return None
-        with files.reading(located) as file:
-            content = np.frombuffer(file.read(), np.uint8)
-        picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-        if picture is None:
-            return None
-        scale = LARGEST_SIDE / max(picture.shape[:2])  # a batch of photographs would take gigabytes
-        if scale < 1:
-            picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        return np.asarray(picture, np.uint8)
 
-    def _vectors(self, pictures: list[Image | None]) -> np.ndarray:
-        """[pictures, C]; zeros where there is no picture."""
-        there = [index for index, picture in enumerate(pictures) if picture is not None]
-        if not there:
-            return np.zeros((len(pictures), 0), np.float32)
-        parts = (there[start : start + BATCH] for start in range(0, len(there), BATCH))
-        encoded = np.concatenate([self._encode([pictures[i] for i in part]) for part in parts])
-        vectors = np.zeros((len(pictures), encoded.shape[1]), np.float32)
-        vectors[there] = encoded
-        return vectors
+class Described(NamedTuple):
+    """What is known of a video's frames.
+
+    Attributes:
+        video_id: Whose.
+        example: The frame example, serialised.
+        look: [C], the mean of its frames; None without one.
+        readable: Of each picture, whether it could be read.
+    """
+
+    video_id: str
+    example: bytes
+    look: np.ndarray | None
+    readable: list[bool]
+
+
+def described(rows: Sequence[Row], world: str, encode: Encoder) -> Iterator[Described]:
+    """What the candidates for the covers of videos look like.
+
+    Args:
+        rows: Of `read_pictures`.
+        world: Where relative paths start.
+        encode: From pictures to vectors.
+    """
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        pictures = [_picture(files.locate(world, path)) for row in batch for path in row[frames.PATH]]
+        vectors = _vectors(pictures, encode)
+        ends = np.cumsum([len(row[frames.PATH]) for row in batch])
+        for row, own, end in zip(batch, np.split(vectors, ends[:-1]), ends, strict=True):
+            there = [picture is not None for picture in pictures[end - len(own) : end]]
+            seconds = [np.nan if at is None else at for at in row[frames.SECONDS]]
+            example = frames.encode(row["video_id"], row[frames.PATH], seconds, own, there)
+            yield Described(row["video_id"], example, own[there].mean(axis=0) if any(there) else None, there)
+
+
+def _picture(path: str) -> Image | None:
+    if not files.is_file(path):
+        return None
+    with files.reading(path) as file:
+        content = np.frombuffer(file.read(), np.uint8)
+    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+    if picture is None:
+        return None
+    scale = LARGEST_SIDE / max(picture.shape[:2])  # a batch of photographs would take gigabytes
+    if scale < 1:
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return np.asarray(picture, np.uint8)
+
+
+def _vectors(pictures: Sequence[Image | None], encode: Encoder) -> np.ndarray:
+    """[pictures, C]; zeros where there is no picture."""
+    there = [index for index, picture in enumerate(pictures) if picture is not None]
+    if not there:
+        return np.zeros((len(pictures), 0), np.float32)
+    parts = (there[start : start + BATCH] for start in range(0, len(there), BATCH))
+    encoded = np.concatenate([encode([p for p in map(pictures.__getitem__, part) if p is not None]) for part in parts])
+    vectors = np.zeros((len(pictures), encoded.shape[1]), np.float32)
+    vectors[there] = encoded
+    return vectors
 
 
 class _Held:

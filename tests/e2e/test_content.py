@@ -6,6 +6,7 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -221,12 +222,24 @@ def test_a_video_that_came_later_is_retrieved_once_the_index_is_built_anew(pushe
         tables.write_table(str(tmp_path), table, tables.read_table(pushed.world, table))
     videos = tables.read_table(pushed.world, "videos")
     late = pa.Table.from_pylist([videos.slice(0, 1).to_pylist()[0] | {"video_id": "brand new"}], videos.schema)
-    tables.write_table(str(tmp_path), "videos", pa.concat_tables([videos, late]))
+    picture = cv2.imencode(".png", np.full((20, 20, 3), 200, np.uint8))[1].tobytes()
+    (tmp_path / "late.png").write_bytes(picture)
+    late = late.append_column("cover_path", pa.array(["late.png"]))
+    tables.write_table(str(tmp_path), "videos", pa.concat_tables([videos, late], promote=True))
     models = tmp_path / "models"
-    shutil.copytree(f"{pushed.models}/topic_retrieval", models / "topic_retrieval")
+    for name in ("topic_retrieval", "jifr"):
+        shutil.copytree(f"{pushed.models}/{name}", models / name)
     rebuilt = rebuild({**asdict(pushed), "models": str(models)}, str(tmp_path))
+    assert set(rebuilt) == {"topic_retrieval", "jifr"}
+    covers = tf.saved_model.load(str(models / "jifr" / rebuilt["jifr"])).signatures["raw"]
+    ids = tf.constant(["brand new", *videos["video_id"].to_pylist()])
+    history = tf.zeros([len(ids), 0], tf.string)
+    answer = covers(user_id=tf.fill([len(ids)], "u0001"), watch_history=history, video_id=ids)
+    assert answer["path"].numpy()[0] == b"late.png"
+    media = [path is not None for path in videos["media_path"].to_pylist()]
+    assert (answer["frame"].numpy()[1:] >= 0).tolist() == media  # the others are as they were
     found = []
-    for version in (pushed.served_version["topic_retrieval"], rebuilt):
+    for version in (pushed.served_version["topic_retrieval"], rebuilt["topic_retrieval"]):
         model = tf.saved_model.load(str(models / "topic_retrieval" / version))
         inputs = {"exclude": tf.zeros([1, 0], tf.string), "queue": tf.constant([["brand new"]])}
         found.append(model.signatures["retrieve"](examples=tf.constant([b""]), **inputs)["video_ids"].numpy())
