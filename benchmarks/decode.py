@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SPLITS = '{"by": "hash", "train": 0.8, "valid": 0.1, "test": 0.1}'
+SPLITS = '{"by": "hash", "train": 0.4, "valid": 0.3, "test": 0.3}'
 PACKAGES = ("apache-beam", "av", "numpy", "opencv-python-headless", "tensorflow", "tensorflow-io", "tfx")
 LOOP, FULL_LOOP = "loop", "full-loop"
 MEASURED = {  # as --measure names it
@@ -47,14 +47,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=800)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--key-frames", type=int, default=0, help="candidates for the cover; the bare loops have none")
-    parser.add_argument("--quick", action="store_true", help="16 clips once, to try the script; nothing is written")
+    parser.add_argument("--quick", action="store_true", help="64 clips once, to try the script; nothing is written")
     parser.add_argument("--measure", nargs=3, metavar=("WHAT", "WORLD", "SETTINGS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(*arguments.measure)))
         return
     if arguments.quick:
-        arguments.clips, arguments.repeats = 16, 1
+        arguments.clips, arguments.repeats = 64, 1
     with tempfile.TemporaryDirectory() as folder:
         results = run(arguments, Path(folder))
     if not arguments.quick:
