@@ -32,7 +32,7 @@ from trainer.data import Split
 from trainer.jifr import Config, Jifr, build_model, objective, opened_in, shape_of
 from trainer.jifr_export import Standard
 from trainer.keras_version import keras
-from trainer.layers.pair_scorer import LARGEST, PairScorer, Shape, Shown
+from trainer.layers.pair_scorer import PairScorer, Shape, Shown, standardised
 from trainer.training import TrainingConfig, fit
 from transform.contract import parse
 from transform.frames import Frames
@@ -164,9 +164,8 @@ def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed
     rows = np.arange(1, len(data.frames.ids) + 1)
     trained = shape.met_videos[rows].astype(np.float32)
     mask = data.frames.mask
-    standardised = np.clip((data.frames.vectors - standard.mean) / standard.deviation, -LARGEST, LARGEST)
-    vectors = standardised * mask[:, :, np.newaxis]
-    videos = scorer.videos(Shown(tf.constant(rows), *map(tf.constant, (trained, vectors, mask))))
+    vectors = standardised(data.frames.vectors, mask, *standard)
+    videos = scorer.videos(Shown(tf.constant(rows), tf.constant(trained), vectors, tf.constant(mask)))
     looks = videos.pop("looks", None)
     videos.pop("alpha", None)
     users = tf.range(1, data.sizes["user"] - 1)

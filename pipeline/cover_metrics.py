@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
 from tensorflow_model_analysis.metrics import metric_types
 
+from pipeline.answer_metrics import AnswerCombiner, computations
 from pipeline.models import COVERS
 
 TOP = 15
@@ -149,41 +149,15 @@ def _of_frames(liked: list[int], scores: np.ndarray, popular: np.ndarray) -> np.
 
 
 def _computations(name: str, user: str, liked: str, model_names: list[str] | None = None, **unused: Any) -> list[Any]:
-    """One pass over the answers for all metrics (TFMA leaves out what it has already), of which each is handed on."""
-    found: list[Any] = []
-    for model in model_names or [""]:
-        combiner = _Combiner(model, user, liked)
-        features = metric_types.FeaturePreprocessor(feature_keys=[user, *filter(None, [liked])])
-        found.append(metric_types.MetricComputation(list(combiner.keys.values()), [features], combiner))
-        found.append(_handed_on(metric_types.MetricKey(name, model_name=model), combiner.keys[name]))
-    return found
+    return computations(name, model_names, lambda model: _Combiner(model, user, liked))
 
 
-def _handed_on(key: metric_types.MetricKey, private: metric_types.MetricKey) -> metric_types.DerivedMetricComputation:
-    return metric_types.DerivedMetricComputation(keys=[key], result=lambda metrics: {key: metrics[private]})
-
-
-class _Combiner(beam.CombineFn):
+class _Combiner(AnswerCombiner):
     def __init__(self, model: str, user: str, liked: str) -> None:
-        self._model, self._user, self._liked = model, user, liked
-        self.keys = {name: metric_types.MetricKey(f"_{name}", model_name=model) for name in COVERS}
-
-    def create_accumulator(self) -> Sums:
-        return Sums()
+        super().__init__(model, COVERS, [user, *filter(None, [liked])], Sums)
 
     def add_input(self, accumulator: Sums, element: Any) -> Sums:
-        answers, label = element.get_predictions(self._model), element.get_labels(self._model)
-        user = np.ravel(element.features[self._user])[0]
-        liked = np.ravel(element.features.get(self._liked, ())) if self._liked else ()
-        rows = {name: np.ravel(value) for name, value in answers.items()}
-        accumulator.add(user, float(np.ravel(label)[0]), [int(index) for index in liked if index], rows)
+        user, *liked = (np.ravel(element.features.get(name, ())) for name in self.features)
+        label, answer = self.answered(element)
+        accumulator.add(user[0], label, [int(index) for found in liked for index in found if index], answer)
         return accumulator
-
-    def merge_accumulators(self, accumulators: Iterable[Sums]) -> Sums:
-        total = Sums()
-        for part in accumulators:
-            total.merge(part)
-        return total
-
-    def extract_output(self, accumulator: Sums) -> dict[metric_types.MetricKey, float]:
-        return {self.keys[name]: value for name, value in accumulator.values().items()}

@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from components.world import files
+from pipeline.pages import environment
 from pipeline.recommend import Cover, Feed, covers
 from serving.client import Client
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(run: Mapping[str, Any], feeds: Sequence[Feed], client: Client, path: Path) -> None:
@@ -37,16 +34,13 @@ def write_page(run: Mapping[str, Any], feeds: Sequence[Feed], client: Client, pa
         }
         for video, title in titles.items()
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("feed.html.j2").render(
-        feeds=[(feed, [(entry, _shown(world, entry.cover)) for entry in feed.entries]) for feed in feeds],
-        compared=sorted(compared, key=lambda video: not video["differs"]) if len(feeds) > 1 else [],
+    page = (
+        environment()
+        .get_template("feed.html.j2")
+        .render(
+            feeds=[(feed, [(entry, _shown(world, entry.cover)) for entry in feed.entries]) for feed in feeds],
+            compared=sorted(compared, key=lambda video: not video["differs"]) if len(feeds) > 1 else [],
+        )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

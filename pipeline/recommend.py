@@ -158,12 +158,12 @@ def _asked(run: Mapping[str, Any], user_id: str) -> _Asked:
 
 def _covers(asked: _Asked, rows: Sequence[Mapping[str, Any]], client: Client) -> dict[str, Cover]:
     """By video, what the served model of frames chooses; nothing where none was ever pushed."""
-    contract = asked.contract
-    histories = [f.name for f in contract.select(kinds=(Kind.HISTORY,)) if f.table == "derived"]
-    wanted = (contract.user_key.name, contract.video_key.name, *histories)
-    asked_rows = [{name: row[name] for name in wanted if name in row} for row in rows]
     if COVER_CHOOSER not in asked.run.get("config", {}).get("models", {}) or not rows:
         return {}
+    contract = asked.contract
+    histories = [f.name for f in contract.histories]
+    wanted = (contract.user_key.name, contract.video_key.name, *histories)
+    asked_rows = [{name: row[name] for name in wanted if name in row} for row in rows]
     try:
         answer = client.predict(COVER_CHOOSER, asked_rows, contract, batch_size=BATCH_SIZE)
     except ModelNotFound:
@@ -195,7 +195,7 @@ def _queued(asked: _Asked, row: Mapping[str, Any]) -> list[str]:
     """Videos from the queues of the user's topics."""
     if artifact(asked.run, "queues") is None:
         return []
-    histories = [f.name for f in asked.contract.select(kinds=(Kind.HISTORY,)) if f.table == "derived"]
+    histories = [f.name for f in asked.contract.histories]
     clicks = [video for name in histories for video in row.get(name, [])]
     settings = QueueSettings.model_validate(asked.run["config"].get("queues", {}))
     path = Path(asked.run["models"]).parent / STORE

@@ -7,14 +7,14 @@ moment? The rank is that in the full answer of the exported index, never one amo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
 from tensorflow_model_analysis.metrics import metric_types
 
+from pipeline.answer_metrics import AnswerCombiner, computations
 from pipeline.models import RECALLS, RETRIEVAL
 
 TOP = 20
@@ -115,40 +115,14 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _computations(name: str, user: str, video: str, model_names: list[str] | None = None, **unused: Any) -> list[Any]:
-    """One pass over the answers for all metrics (TFMA leaves out what it has already), of which each is handed on."""
-    found: list[Any] = []
-    for model in model_names or [""]:
-        combiner = _Combiner(model, user, video)
-        features = metric_types.FeaturePreprocessor(feature_keys=[user, video])
-        found.append(metric_types.MetricComputation(list(combiner.keys.values()), [features], combiner))
-        found.append(_handed_on(metric_types.MetricKey(name, model_name=model), combiner.keys[name]))
-    return found
+    return computations(name, model_names, lambda model: _Combiner(model, user, video))
 
 
-def _handed_on(key: metric_types.MetricKey, private: metric_types.MetricKey) -> metric_types.DerivedMetricComputation:
-    return metric_types.DerivedMetricComputation(keys=[key], result=lambda metrics: {key: metrics[private]})
-
-
-class _Combiner(beam.CombineFn):
+class _Combiner(AnswerCombiner):
     def __init__(self, model: str, user: str, video: str) -> None:
-        self._model, self._user, self._video = model, user, video
-        self.keys = {name: metric_types.MetricKey(f"_{name}", model_name=model) for name in RETRIEVAL}
-
-    def create_accumulator(self) -> Sums:
-        return Sums()
+        super().__init__(model, RETRIEVAL, (user, video), Sums)
 
     def add_input(self, accumulator: Sums, element: Any) -> Sums:
-        answers, label = element.get_predictions(self._model), element.get_labels(self._model)
-        user, video = (np.ravel(element.features[name])[0] for name in (self._user, self._video))
-        rows = {name: np.ravel(value) for name, value in answers.items()}
-        accumulator.add(user, video, float(np.ravel(label)[0]), rows)
+        user, video = (np.ravel(element.features[name])[0] for name in self.features)
+        accumulator.add(user, video, *self.answered(element))
         return accumulator
-
-    def merge_accumulators(self, accumulators: Iterable[Sums]) -> Sums:
-        total = Sums()
-        for part in accumulators:
-            total.merge(part)
-        return total
-
-    def extract_output(self, accumulator: Sums) -> dict[metric_types.MetricKey, float]:
-        return {self.keys[name]: value for name, value in accumulator.values().items()}

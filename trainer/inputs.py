@@ -88,7 +88,7 @@ def build_fields(contract: Contract, inputs: Inputs, vocabulary_sizes: Mapping[s
     fields = {f.name: _field(contract, f, inputs[f.name], tables, config) for f in contract.inputs}
     vectors, mask = MaskedStack(name="fields")(([x.vector for x in fields.values()], [x.mask for x in fields.values()]))
     linear = BiasedSum(name="linear")(([x.linear for x in fields.values()], [x.mask for x in fields.values()]))
-    history = next((fields[f.name] for f in contract.select(kinds=(Kind.HISTORY,)) if f.table == "derived"), None)
+    history = next((fields[f.name] for f in contract.histories), None)
     modalities = [fields[f.name] for f in contract.inputs if is_modality(f)]
     stacked = (
         MaskedStack(name="modalities")(([x.vector for x in modalities], [x.mask for x in modalities]))

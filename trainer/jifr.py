@@ -46,7 +46,6 @@ from trainer.keras_version import keras
 from trainer.layers.fields import IdDropout
 from trainer.layers.masked_softmax import masked_softmax
 from trainer.layers.pair_scorer import (
-    LARGEST,
     PairScorer,
     Shape,
     Shown,
@@ -54,11 +53,12 @@ from trainer.layers.pair_scorer import (
     linear,
     mean_frame,
     product,
+    standardised,
     table,
 )
 from trainer.settings import Settings
 from trainer.training import Objective, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
-from transform.contract import Contract, ContractError, Kind
+from transform.contract import Contract, ContractError
 from transform.frames import Frames, decode
 from transform.impressions import vocabulary_sizes
 
@@ -341,10 +341,8 @@ def shape_of(
     mask = np.zeros((count, frames.mask.shape[1]), np.float32)
     vectors = np.zeros((*mask.shape, len(mean)), np.float32)
     mask[rows[trained]] = frames.mask[trained]
-    standardised = (frames.vectors[trained] - mean) / standard.deviation
-    vectors[rows[trained]] = np.clip(standardised, -LARGEST, LARGEST)
-    vectors *= mask[:, :, np.newaxis]
-    histories = (f.name for f in contract.select(kinds=(Kind.HISTORY,)) if f.table == "derived")
+    vectors[rows[trained]] = standardised(frames.vectors[trained], frames.mask[trained], *standard)
+    histories = (f.name for f in contract.histories)
     buckets = contract.vocabularies[str(contract.user_key.vocabulary)].oov_buckets
     names = contract.user_key.name, next(histories, None)
     return Shape(users, count, *names, vectors, mask, met_users, met_videos, buckets), standard

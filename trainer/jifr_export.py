@@ -22,7 +22,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from trainer.export import _sparse, _tensor_spec, transformed
-from trainer.layers.pair_scorer import LARGEST, PairScorer, Shape, Shown, Tensors
+from trainer.layers.pair_scorer import PairScorer, Shape, Shown, Tensors, standardised
 from trainer.layers.video_numbers import VideoNumbers, ordered, take
 from transform.contract import Contract, ContractError, Feature, Kind
 from transform.frames import Frames, decode
@@ -55,7 +55,7 @@ class Opened(NamedTuple):
 
 def asked_features(contract: Contract) -> list[Feature]:
     """What a request holds: the ids of user and video, and what the user opened before."""
-    histories = [f for f in contract.select(kinds=(Kind.HISTORY,)) if f.table == "derived"]
+    histories = contract.histories
     return [contract.user_key, *histories, contract.video_key]
 
 
@@ -106,8 +106,7 @@ class _Scorer(tf.Module):
         def describe(ids: tf.Tensor, frames: tf.Tensor, mask: tf.Tensor) -> Tensors:
             rows = transformed(self.tft_layer, contract, {video: ids}, tf.size(ids))[video]
             trained = tf.cast(tf.gather(met, rows), tf.float32)
-            standardised = tf.clip_by_value((frames - mean) / deviation, -LARGEST, LARGEST) * mask[:, :, tf.newaxis]
-            described = scorer.videos(Shown(rows, trained, standardised, mask))
+            described = scorer.videos(Shown(rows, trained, standardised(frames, mask, mean, deviation), mask))
             alike = tf.zeros([*tf.unstack(tf.shape(mask)), 1])  # of a scorer that does not look at frames
             described = {name: value for name, value in described.items() if name != "alpha"}
             return {"looks": alike, **described, "row": tf.where(trained > 0, rows, -1)}

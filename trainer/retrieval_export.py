@@ -82,7 +82,7 @@ class _Towers(tf.Module):
         return self._queried({f.name: _sparse(f, features[f.name]) for f in query_features(self._contract)})
 
     def _queried(self, raw: Mapping[str, Any]) -> tuple[tf.Tensor, tf.Tensor]:
-        histories = [f.name for f in self._contract.select(kinds=(Kind.HISTORY,)) if f.table == "derived"]
+        histories = [f.name for f in self._contract.histories]
         watched = [tf.sparse.to_dense(raw[name], "") for name in histories]
         batch = tf.shape(raw[self._contract.user_key.name])[0]
         vectors = self.query_tower(_inputs(self.query_tower, self._transform(raw, batch)), training=False)

@@ -285,7 +285,7 @@ def _topic_shares(
     config: Config, contract: Contract, sizes: Mapping[str, int], videos: Videos, inputs: Inputs
 ) -> tf.Tensor | None:
     feature = topic_feature(contract)
-    history = next((f for f in contract.select(kinds=(Kind.HISTORY,)) if f.table == "derived"), None)
+    history = next(iter(contract.histories), None)
     if feature is None or feature.kind is not Kind.IDS or history is None:
         return None
     key, given = videos.columns[contract.video_key.name], videos.columns[feature.name]

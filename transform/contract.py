@@ -320,6 +320,11 @@ class Contract(_Strict):
         return next(iter(self.select(roles=(Role.WEIGHT,))), None)
 
     @property
+    def histories(self) -> tuple[Feature, ...]:
+        """What the user took to before, as ids of videos."""
+        return tuple(f for f in self.select(kinds=(Kind.HISTORY,)) if f.table == "derived")
+
+    @property
     def feedback(self) -> Feature | None:
         """Which frames were liked, if that is known."""
         return next(iter(self.select(roles=(Role.FEEDBACK,))), None)

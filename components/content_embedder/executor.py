@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -27,6 +26,7 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
+from components.impression_example_gen import partitions
 from components.serving_baseline.executor import clip_shape, served_version
 from components.world import files, tables
 from transform import clips
@@ -104,7 +104,7 @@ def build(pipeline: beam.Pipeline, paths: list[str], embed: _Embed, uri: str) ->
         | "Files" >> beam.Create(paths)
         | "Spread" >> beam.Reshuffle()
         | "Embed" >> beam.ParDo(embed)
-        | "Count" >> beam.CombineGlobally(_total)
+        | "Count" >> beam.CombineGlobally(partitions.total)
         | "Summarise" >> beam.Map(_write_json, f"{uri}/{SUMMARY_FILE}")
     )
 
@@ -224,13 +224,6 @@ def _last(store: str) -> str:
     with files.reading(f"{store}/{_LATEST}") as file:
         uri = str(json.loads(file.read())["uri"])
     return uri if files.is_folder(f"{uri}/content") else ""
-
-
-def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for part in counts:
-        total.update(part)
-    return dict(total)
 
 
 def _write_json(content: Any, path: str) -> None:

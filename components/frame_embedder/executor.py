@@ -123,7 +123,7 @@ def build(pipeline: beam.Pipeline, rows: pa.Table, world: str, settings: FrameSe
         | "Videos" >> beam.Create(list(partitions.split(rows, "video_id", wanted)))
         | "Spread" >> beam.Reshuffle()
         | "Describe" >> beam.ParDo(_Describe(world, settings, uri))
-        | "Count" >> beam.CombineGlobally(_total)
+        | "Count" >> beam.CombineGlobally(partitions.total)
         | "Summarise" >> beam.Map(_summarise, uri)
     )
 
@@ -219,13 +219,6 @@ class _Held:
 
     def __init__(self, settings: FrameSettings) -> None:
         self.encode = encoder(settings)
-
-
-def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for part in counts:
-        total.update(part)
-    return dict(total)
 
 
 def _summarise(counts: dict[str, int], uri: str) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -148,7 +147,7 @@ def build(pipeline: beam.Pipeline, shards: dict[str, list[tables.Shard]], job: J
         {"events": by_user, "others": _entities(pipeline, shards["users"], "users", job), **more}
         | "By user" >> beam.CoGroupByKey()
         | "Write" >> beam.Map(_write, job).with_output_types(Counts)
-        | "Count" >> beam.CombineGlobally(_total)
+        | "Count" >> beam.CombineGlobally(partitions.total)
         | "Summarise" >> beam.Map(_write_summary, job, splits)
     )
 
@@ -299,13 +298,6 @@ def _write_rejected(rows: pa.Table, partition: int, job: Job) -> None:
         pq.write_table(rows.select(["user_id", "video_id", "at"]).append_column("reason", reasons), sink)
         file.write(sink.getvalue().to_pybytes())
     tf.io.gfile.rename(partial, f"{job.uri}/rejected-{_part(partition, job)}.parquet", overwrite=True)
-
-
-def _total(counts: Iterable[Counts]) -> Counts:
-    total: Counter[str] = Counter()
-    for part in counts:
-        total.update(part)
-    return dict(total)
 
 
 def _write_summary(counts: Counts, job: Job, splits: Splits) -> None:

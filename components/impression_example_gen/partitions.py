@@ -1,11 +1,12 @@
-"""How tables travel between workers: split by a stable hash of a key, as Arrow IPC bytes.
+"""How tables travel between workers: split by a stable hash of a key, as Arrow IPC bytes; and what they counted.
 
 A Beam element is a (partition, bytes) pair that holds thousands of rows, so that the cost of an element does not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,14 @@ import pyarrow.compute as pc
 
 Hashes = npt.NDArray[np.uint64]
 MAX_ROWS = 32_768  # of one element: runners limit an element's size
+
+
+def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of parts, added up by name: for `beam.CombineGlobally`."""
+    added: Counter[str] = Counter()
+    for part in counts:
+        added.update(part)
+    return dict(added)
 
 
 def stable_hash(keys: pa.Array) -> Hashes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +141,7 @@ def build(pipeline: beam.Pipeline, rows: pa.Table, job: Job) -> None:
         | "Videos" >> beam.Create(list(partitions.split(rows, "video_id", wanted)))
         | "Spread" >> beam.Reshuffle()
         | "Write" >> beam.Map(_write, job)
-        | "Count" >> beam.CombineGlobally(_total)
+        | "Count" >> beam.CombineGlobally(partitions.total)
         | "Summarise" >> beam.Map(_summarise, job)
     )
 
@@ -191,13 +190,6 @@ def encode(row: dict[str, Any], cover: bytes, title: str) -> bytes:
     values[videos.TAGS] = [tag.encode() for tag in row.get(videos.TAGS) or [] if tag]
     feature = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=value)) for name, value in values.items()}
     return bytes(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
-
-
-def _total(counts: Iterable[Counts]) -> Counts:
-    total: Counter[str] = Counter()
-    for part in counts:
-        total.update(part)
-    return dict(total)
 
 
 def _summarise(counts: Counts, job: Job) -> None:

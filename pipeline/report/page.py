@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
+from pipeline.pages import environment
 from pipeline.report import charts
 from pipeline.report.gates import number
 from pipeline.report.measured import OVERALL, Measured
 from pipeline.report.records import ModelRecords, RunRecords, utc
-
-TEMPLATES = Path(__file__).parent.parent / "templates"
 
 # How a metric is called, where its bars begin and end (None: the largest value), and what it means.
 METRICS: dict[str, tuple[str, float, float | None, str]] = {
@@ -105,17 +103,11 @@ def write_report(run: RunRecords, path: str | Path) -> None:
 
 def render(run: RunRecords) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(utc=utc, number=number, percent=_percent, duration=_duration)
+    templates = environment()
+    templates.filters.update(utc=utc, number=number, percent=_percent, duration=_duration)
     models = [_model(model) for model in run.models]
     seconds = max((step.seconds for step in run.steps), default=0.0)
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         run=run,
         models=models,
         slowest=seconds,

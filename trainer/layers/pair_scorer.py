@@ -119,6 +119,11 @@ def linear(width: int, **arguments: Any) -> keras.layers.Dense:
     return keras.layers.Dense(width, use_bias=False, **arguments)
 
 
+def standardised(frames: tf.Tensor, mask: tf.Tensor, mean: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
+    """Frames [U, F, C] less the mean [C], by the deviation [C], clipped; zeros where the mask [U, F] is."""
+    return tf.clip_by_value((frames - mean) / deviation, -LARGEST, LARGEST) * mask[:, :, tf.newaxis]
+
+
 def mean_frame(frames: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """[U, F, any] to [U, any]; zeros where there is no frame."""
     count = tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1.0)
