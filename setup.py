@@ -25,6 +25,7 @@ INSTALL_REQUIRES = [
     "pandas",
     "prometheus-client",
     "protobuf==3.20.3",
+    "psutil",
     "pyarrow==10.0.1",
     "pydantic>=2.7",
     "pyyaml",

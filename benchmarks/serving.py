@@ -169,7 +169,7 @@ def memory(first: Path, second: Path, examples: list[bytes], number: int) -> Mea
 
 def _examples(run: Path) -> list[bytes]:
     """600 request rows of the run's world: the catalogue for its first users."""
-    from components.impression_example_gen.impressions import serving_rows
+    from components.impression_example_gen.asking import serving_rows
     from components.world.tables import read_table
     from serving.requests import to_examples
     from transform.contract import Contract

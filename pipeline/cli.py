@@ -302,7 +302,7 @@ def _run(config: RunConfig, world: str, folder: Path) -> Path:
 
 
 def _print_outcome(console: Console, record: Run, folder: Path) -> None:
-    from pipeline.report.gates import gates
+    from pipeline.report.gates import gates_of
 
     for model, artifacts in record.artifacts.items():
         version = record.served_version[model]
@@ -312,7 +312,7 @@ def _print_outcome(console: Console, record: Run, folder: Path) -> None:
         table = Table(title=f"{model} was refused: nothing is pushed", title_style="bold red")
         for column in ("metric", "slice", "gate", "needed", "got", "served model"):
             table.add_column(column)
-        for gate in gates(artifacts["evaluation"]):
+        for gate in gates_of(model, artifacts):
             if not gate.passed:
                 table.add_row(*gate.cells())
         console.print(table)

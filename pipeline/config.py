@@ -9,11 +9,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.frame_embedder.settings import FrameSettings
+from components.serving_check.settings import ServingCheckSettings
 from components.topic_learner.settings import TopicSettings
 from pipeline.models import MODELS
 from serving.topic_queues.settings import QueueSettings
 from transform.clip_settings import ClipSettings
 from transform.contract import ContractError, did_you_mean
+from transform.feed import FeedSettings
 
 BUILT_IN = Path(__file__).parent / "configs"
 
@@ -88,7 +90,7 @@ class RunConfig(_Strict):
 
     `clips` decodes the world's media; its content vectors are those of the classifier being served. `topics` learns
     topics of videos with the topic representation being served; `queues` says what the feed takes of each topic;
-    `frames` describes the candidates for covers.
+    `frames` describes the candidates for covers. `feed` joins what is served in one model, `serving_check` tries it.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
@@ -101,6 +103,8 @@ class RunConfig(_Strict):
     video_splits: Splits = Splits(by="hash")
     queues: QueueSettings = QueueSettings()
     frames: FrameSettings | None = None
+    feed: FeedSettings | None = None
+    serving_check: ServingCheckSettings = ServingCheckSettings()
     models: dict[str, ModelConfig] = Field(min_length=1)
     beam_args: tuple[str, ...] = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
 
@@ -164,6 +168,8 @@ def _explain(detail: Any) -> str:
             *TopicSettings.model_fields,
             *QueueSettings.model_fields,
             *FrameSettings.model_fields,
+            *FeedSettings.model_fields,
+            *ServingCheckSettings.model_fields,
         }
         return f"{key}: unknown key{did_you_mean(str(detail['loc'][-1]), known)}: remove it"
     got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"

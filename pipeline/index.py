@@ -5,28 +5,31 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
 from tfx.utils import io_utils
 from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
+from components.feed_assembler.executor import assemble, served_stages
 from components.frame_embedder import encoders
 from components.frame_embedder import executor as frame_embedder
 from components.frame_embedder.settings import FrameSettings
-from components.impression_example_gen import features, impressions
+from components.impression_example_gen import asking, features
 from components.serving_baseline.executor import served_version
-from pipeline.models import COVER_CHOOSER, RETRIEVER
+from pipeline.models import COVER_CHOOSER, FEED, RETRIEVER
 from pipeline.runs import artifact, learned_of_videos
 from transform.clips import VIDEO_ID
 from transform.contract import Contract, ContractError
+from transform.feed import FeedSettings
 
 # By name: this package imports no trainer.
 EXPORTERS = {RETRIEVER: "trainer.retrieval_export", COVER_CHOOSER: "trainer.jifr_export"}
 
 
 def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
-    """Push versions of the served models of retrieval and of covers that hold the videos that a world has now.
+    """Push versions of the served models of retrieval and of covers, and of the feed, that hold a world's videos.
 
     Topics, content vectors and key frames are those that the run made. A video that came later is found by its title,
     tags, categories and author, and has a cover among its `frame_paths` or `cover_path`, until the next run.
@@ -39,27 +42,41 @@ def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
         The version pushed, by model.
 
     Raises:
-        ContractError: Neither is served, or the table of videos does not fit.
+        ContractError: None is served, or the table of videos does not fit.
     """
     contract = Contract.from_json(run["contract"])
     catalogues: dict[str, Callable[[], Iterable[bytes]]] = {
         RETRIEVER: lambda: _videos(world, contract, learned_of_videos(run)),
         COVER_CHOOSER: lambda: _frames(run, world),
     }
-    served = {name: served_version(f"{run['models']}/{name}") for name in catalogues}
+    makers: dict[str, Callable[[str, str], object]] = {
+        name: partial(_rebuild, name, videos) for name, videos in catalogues.items()
+    }
+    makers[FEED] = partial(_assemble, run, world, contract)  # last: it is made of the others
+    served = {name: served_version(f"{run['models']}/{name}") for name in makers}
     if not any(served.values()):
         raise ContractError(
-            f"{run['models']}: expected a version of {RETRIEVER} or {COVER_CHOOSER}, got none: run a configuration "
-            "with either until it is pushed"
+            f"{run['models']}: expected a version of {RETRIEVER}, {COVER_CHOOSER} or {FEED}, got none: run a "
+            "configuration with one of them until it is pushed"
         )
-    return {name: _push(run, name, served[name], videos()) for name, videos in catalogues.items() if served[name]}
+    return {name: _push(run, name, served[name], make) for name, make in makers.items() if served[name]}
 
 
-def _push(run: Mapping[str, Any], name: str, served: str, videos: Iterable[bytes]) -> str:
+def _rebuild(name: str, videos: Callable[[], Iterable[bytes]], served: str, to: str) -> None:
+    importlib.import_module(EXPORTERS[name]).rebuild(served, videos(), to)
+
+
+def _assemble(run: Mapping[str, Any], world: str, contract: Contract, served: str, to: str) -> None:
+    """The feed of what is served now; its own served version is not looked at."""
+    stages, settings = served_stages(run["models"]), FeedSettings.model_validate(run["config"]["feed"])
+    assemble(stages, world, contract, settings, learned_of_videos(run), to)
+
+
+def _push(run: Mapping[str, Any], name: str, served: str, make: Callable[[str, str], object]) -> str:
     destination = f"{run['models']}/{name}"
     version = str(max(int(time.time()), int(served) + 1))
     partial = f"{run['models']}/.{name}-{version}"  # not below the model: a server would take half of it
-    importlib.import_module(EXPORTERS[name]).rebuild(f"{destination}/{served}", videos, partial)
+    make(f"{destination}/{served}", partial)
     requests = f"{destination}/{served}/assets.extra"  # those that warm a model up
     if tf.io.gfile.exists(requests):
         io_utils.copy_dir(requests, f"{partial}/assets.extra")
@@ -68,7 +85,7 @@ def _push(run: Mapping[str, Any], name: str, served: str, videos: Iterable[bytes
 
 
 def _videos(world: str, contract: Contract, learned: Mapping[str, str]) -> Iterator[bytes]:
-    batch = features.examples(*impressions.read_catalogue(world, contract, learned))
+    batch = features.examples(*asking.read_catalogue(world, contract, learned))
     yield from RecordBatchToExamplesEncoder().encode(batch)
 
 

@@ -27,10 +27,11 @@ from pipeline.config import RunConfig
 from pipeline.errors import RunFailedError
 from pipeline.fingerprint import code_fingerprint
 from pipeline.judgement import inputs_key, judgement_key
-from pipeline.models import CLASSIFIER, MODELS, REPRESENTATION, check_settings
+from pipeline.models import CLASSIFIER, COVER_CHOOSER, FEED, MODELS, RANKER, REPRESENTATION, RETRIEVER, check_settings
 from pipeline.runs import load_run
 from transform import contract as contracts
 
+USED = (CLASSIFIER, REPRESENTATION, RANKER, RETRIEVER, COVER_CHOOSER)  # served models that later steps are made of
 Outcome = Literal["pushed", "refused", "failed"]
 
 # What the report needs: component and type of an artifact, and the name it goes by in run.json.
@@ -48,6 +49,7 @@ RECORDED = {
     ("Evaluator", "ModelEvaluation"): "evaluation",
     ("Evaluator", "ModelBlessing"): "blessing",
     ("Pusher", "PushedModel"): "pushed",
+    ("ServingCheck", "InfraBlessing"): "serving_check",
 }
 
 
@@ -117,7 +119,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
     folder.mkdir(parents=True, exist_ok=True)
     connection = metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite"))
     started = time.time()
-    served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, CLASSIFIER, REPRESENTATION}}
+    served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, *USED}}
     fingerprints = {"impressions": at.fingerprint, "clips": at.clips_fingerprint, "videos": at.videos_fingerprint}
     shared = config.model_dump_json(exclude={"models"}), contract.to_json(), at.world
     inputs = {
@@ -137,7 +139,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         judgements=judgements,
     )
     history = History(connection, config)
-    known = {**{name: served[name] for name in (CLASSIFIER, REPRESENTATION)}, **judgements}
+    known = {**{name: served[name] for name in USED}, **judgements}
     pipeline = training_pipeline.build(config, contract, at, known, connection)
     try:
         with _progress(console, record, history):
@@ -154,7 +156,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
     finally:
         record.finished = time.time()
         ran = {step.name for step in record.steps}
-        record.artifacts = {name: history.artifacts(name, ran) for name in config.models}
+        record.artifacts = {name: history.artifacts(name, ran) for name in history.pushed}
         (folder / "run.json").write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
     return record
 
@@ -187,10 +189,10 @@ def _running(record: Run) -> str:
 
 def _conclude(record: Run, history: History) -> None:
     """Read from MLMD whether the run's models were pushed."""
-    for name in record.config["models"]:
+    for name in history.pushed:
         record.served_version[name] = history.pushed_version(name)
         record.served_after[name] = served_version(f"{record.models}/{name}")
-    blessed = [history.blessed(name) for name in record.config["models"]]
+    blessed = [history.blessed(name) for name in history.pushed]
     record.outcome = "pushed" if all(blessed) else "refused"
 
 
@@ -239,16 +241,21 @@ class History:
     Args:
         connection: The run's MLMD connection.
         config: The run.
+
+    Attributes:
+        pushed: Names of what the run judges and pushes: its models and, if it assembles one, the feed.
     """
 
     def __init__(self, connection: proto.ConnectionConfig, config: RunConfig) -> None:
         self._connection = connection
         self._pipeline = config.name
         self._several = len(config.models) > 1
+        self.pushed = [*config.models, *([FEED] if config.feed else [])]
+        self._check = "ServingCheck" if config.serving_check.by == "model_server" else "InfraValidator"
 
     def _node(self, component: str, model: str) -> str:
         """What a model's node is called: with the model's name where a run has several models."""
-        return f"{component}.{model}" if self._several else component
+        return f"{component}.{model}" if self._several or model == FEED else component
 
     def _store(self) -> MetadataStore:
         return MetadataStore(self._connection)
@@ -287,8 +294,9 @@ class History:
     def blessed(self, model: str) -> bool:
         """Whether the model of the newest run passed its gates."""
         store = self._store()
-        execution = self._newest(store, self._node("Evaluator", model))
-        assert execution is not None, "the run ended, so Evaluator ran"
+        node = self._check if model == FEED else self._node("Evaluator", model)
+        execution = self._newest(store, node)
+        assert execution is not None, "the run ended, so it was judged"
         return any(
             a.custom_properties["blessed"].int_value == 1
             for a in _outputs(store, execution)

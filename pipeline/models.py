@@ -55,10 +55,12 @@ class ModelEntry:
 
 CLASSIFIER = "video_classifier"  # whose vectors ContentEmbedder makes
 REPRESENTATION = "topic_representation"  # whose vectors TopicLearner clusters
+RANKER = "ranker"
 RETRIEVER = "topic_retrieval"
 COVER_CHOOSER = "jifr"
+FEED = "feed"  # assembled of the three last, and pushed like a model
 MODELS: dict[str, ModelEntry] = {
-    "ranker": ModelEntry("trainer.ranker.run_fn", "trainer.ranker.Config"),
+    RANKER: ModelEntry("trainer.ranker.run_fn", "trainer.ranker.Config"),
     CLASSIFIER: ModelEntry(
         run_fn="trainer.video_classifier.run_fn",
         settings="trainer.video_classifier.Config",

@@ -1,4 +1,4 @@
-"""A feed for one user: candidates of the served retrieval model and of topic queues, ranked, each with a cover."""
+"""A feed for one user: what a client of the served feed does, with what a world knows of the user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.impression_example_gen import impressions
+from components.impression_example_gen import asking
+from components.impression_example_gen.asking import UserContext
 from components.world import files, tables
-from pipeline.models import COVER_CHOOSER, RETRIEVER
+from pipeline.models import FEED
 from pipeline.runs import artifact, learned_of_videos
-from serving.client import Client, ModelNotFound
-from serving.requests import to_examples
+from serving.client import Client
+from serving.requests import to_feed_example
 from serving.topic_queues.queues import TopicQueues, open_store
 from serving.topic_queues.settings import QueueSettings
 from serving.topic_queues.store import Snapshot
-from transform.contract import TOPICS, Contract, Kind, Role
+from transform.contract import Contract, ContractError, Kind, Role
 
-MODEL = "ranker"
-BATCH_SIZE = 1000  # rows of one request; serving/configs/batching.config allows 1,024
 STORE = "topic_queues.db"  # of a run's folder
 
 
@@ -57,7 +56,8 @@ class FeedEntry:
         category: Its primary one; "" where it has none.
         score: Of the ranker.
         topics: By name, best first.
-        source: Where the candidate comes from: `topic` (the index), `queue`, or `catalogue` without a retrieval model.
+        source: Where the candidate comes from: `topic` (the index), `queue`, `popular` and `explore` (for somebody
+            without history), or `catalogue` without a retrieval model.
         modality_weights: How much each content vector counted.
         cover: The frame this user is most likely to open it by; None where no model chooses, or it has no frame.
     """
@@ -67,7 +67,7 @@ class FeedEntry:
     category: str
     score: float
     topics: list[str] = field(default_factory=list)
-    source: str = "catalogue"
+    source: str = ""
     modality_weights: dict[str, float] = field(default_factory=dict)
     cover: Cover | None = None
 
@@ -97,44 +97,53 @@ class _Asked:
 
     run: Mapping[str, Any]
     contract: Contract
-    user_id: str
-    seen: set[str]
-    now: int
+    context: UserContext
 
-    def rows(self, video_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """What the ranker is to know of each video and the user."""
-        learned = learned_of_videos(self.run)
-        return impressions.serving_rows(self.run["world"], self.contract, self.user_id, video_ids, self.now, learned)
+    def request(self, n: int | None = None, queue: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """What the served feed is asked with."""
+        context = self.context
+        example = to_feed_example(
+            context.features,
+            self.contract,
+            length=n,
+            now=context.now,
+            exclude=context.seen,
+            queue=queue,
+            categories=context.categories,
+            profile=context.profile,
+        )
+        return {"examples": np.array([example], dtype=object)}
 
 
 def recommend(run: Mapping[str, Any], user_id: str, n: int, client: Client) -> Feed:
-    """The n best videos for a user, among those the user has not seen.
+    """The n best videos for a user, among those the user has not seen: one call of the served feed.
 
-    The clock is the world's: the moment after its last event. Without a retrieval model in the run's configuration, the
-    whole catalogue is ranked.
+    The clock is the world's: the moment after its last event.
 
     Args:
         run: A record of `pipeline.runs.load_run`.
         user_id: May be unknown: the feed is then a cold-start one.
         n: Length of the feed, at least 1.
-        client: Where the models answer.
+        client: Where the feed answers.
+
+    Raises:
+        ContractError: The run assembles no feed, or n is more than its settings allow.
     """
-    world, contract = run["world"], Contract.from_json(run["contract"])
-    videos = tables.read_table(world, "videos")
+    settings = run["config"].get("feed")
+    if not settings:
+        raise ContractError(
+            f"run {run['id']} assembles no feed: add `feed: {{}}` to its configuration and run it again"
+        )
+    if n > settings["most"]:
+        raise ContractError(f"a feed of at most {settings['most']} videos was expected, got {n}: raise `feed.most`")
+    world = run["world"]
     known = user_id in set(tables.read_table(world, "users", ["user_id"])["user_id"].to_pylist())
     asked = _asked(run, user_id)
-    sources = _candidates(asked, videos["video_id"].to_pylist(), client)
-    rows = asked.rows(list(sources))
-    answer = client.predict(MODEL, rows, contract, batch_size=BATCH_SIZE)
-    best = np.argsort(-answer["score"], kind="stable")[:n]
-    shown = [name for name in ("video_id", "title", "primary_category") if name in videos.column_names]
-    chosen = pc.is_in(videos["video_id"], value_set=pa.array([rows[i][contract.video_key.name] for i in best]))
-    details = {row["video_id"]: row for row in videos.filter(chosen).select(shown).to_pylist()}
-    names = topic_names(artifact(run, "topics"))
-    shown_as = _covers(asked, [rows[i] for i in best], client)
-    entries = [_entry(rows[i], details, sources, names, {n: v[i] for n, v in answer.items()}, contract) for i in best]
-    entries = [replace(entry, cover=shown_as.get(entry.video_id)) for entry in entries]
-    return Feed(user_id, known, len(asked.seen), len(sources), entries)
+    answer = client.predict_tensors(FEED, asked.request(n, _queued(asked)), "recommend")
+    rows = [{name: value[0][i] for name, value in answer.items() if value.ndim > 1} for i in range(n)]
+    rows = [row for row in rows if row["video_ids"]]
+    entries = _entries(rows, asked, topic_names(artifact(run, "topics")))
+    return Feed(user_id, known, len(asked.context.seen), int(answer["candidates"][0]), entries)
 
 
 def covers(run: Mapping[str, Any], user_id: str, video_ids: Sequence[str], client: Client) -> dict[str, Cover]:
@@ -144,65 +153,63 @@ def covers(run: Mapping[str, Any], user_id: str, video_ids: Sequence[str], clien
         run: A record of `pipeline.runs.load_run`.
         user_id: May be unknown.
         video_ids: Of the world.
-        client: Where the models answer.
+        client: Where the feed answers.
     """
-    asked = _asked(run, user_id)
-    return _covers(asked, asked.rows(video_ids), client)
+    request = {**_asked(run, user_id).request(), "video_ids": np.array([list(video_ids)], dtype=object)}
+    answer = {name: value[0] for name, value in client.predict_tensors(FEED, request, "cover").items()}
+    found = {video: _cover({n: v[i] for n, v in answer.items()}) for i, video in enumerate(video_ids)}
+    return {video: cover for video, cover in found.items() if cover is not None}
 
 
 def _asked(run: Mapping[str, Any], user_id: str) -> _Asked:
-    now = pc.max(tables.read_table(run["world"], "interactions", ["at"])["at"]).as_py() + 1
-    contract = Contract.from_json(run["contract"])
-    return _Asked(run, contract, user_id, impressions.watched(run["world"], user_id), now)
+    contract, world = Contract.from_json(run["contract"]), run["world"]
+    context = asking.user_context(world, contract, user_id, asking.clock(world), learned_of_videos(run))
+    return _Asked(run, contract, context)
 
 
-def _covers(asked: _Asked, rows: Sequence[Mapping[str, Any]], client: Client) -> dict[str, Cover]:
-    """By video, what the served model of frames chooses; nothing where none was ever pushed."""
-    if COVER_CHOOSER not in asked.run.get("config", {}).get("models", {}) or not rows:
-        return {}
-    contract = asked.contract
-    histories = [f.name for f in contract.histories]
-    wanted = (contract.user_key.name, contract.video_key.name, *histories)
-    asked_rows = [{name: row[name] for name in wanted if name in row} for row in rows]
-    try:
-        answer = client.predict(COVER_CHOOSER, asked_rows, contract, batch_size=BATCH_SIZE)
-    except ModelNotFound:
-        return {}
-    ids = [row[contract.video_key.name] for row in rows]
-    columns = (answer[name].tolist() for name in ("frame", "path", "frame_score", "at_seconds"))
-    return {
-        video: Cover(frame, path.decode(), score, None if math.isnan(at) else at)
-        for video, frame, path, score, at in zip(ids, *columns, strict=True)
-        if frame >= 0
-    }
-
-
-def _candidates(asked: _Asked, catalogue: Sequence[str], client: Client) -> dict[str, str]:
-    """Videos to be ranked, and where each comes from."""
-    if RETRIEVER not in asked.run.get("config", {}).get("models", {}):
-        return {video: "catalogue" for video in catalogue if video not in asked.seen}
-    (row,) = asked.rows(catalogue[:1])
-    known = {f.name for f in asked.contract.select(roles=(Role.USER, Role.CONTEXT))}
-    example = to_examples([{name: value for name, value in row.items() if name in known}], asked.contract)
-    inputs = {"examples": example, "exclude": [sorted(asked.seen)], "queue": [_queued(asked, row)]}
-    arrays = {name: np.array(value, dtype=object) for name, value in inputs.items()}
-    answer = client.predict_tensors(RETRIEVER, arrays, "retrieve")
-    found = zip(answer["video_ids"][0], answer["sources"][0], strict=True)
-    return {video.decode(): source.decode() for video, source in found if video}
-
-
-def _queued(asked: _Asked, row: Mapping[str, Any]) -> list[str]:
+def _queued(asked: _Asked) -> list[str]:
     """Videos from the queues of the user's topics."""
     if artifact(asked.run, "queues") is None:
         return []
-    histories = [f.name for f in asked.contract.histories]
-    clicks = [video for name in histories for video in row.get(name, [])]
+    clicks = [video for f in asked.contract.histories for video in asked.context.features.get(f.name, [])]
     settings = QueueSettings.model_validate(asked.run["config"].get("queues", {}))
     path = Path(asked.run["models"]).parent / STORE
     if not path.exists():
         load_queues(asked.run)
     with closing(open_store(str(path), settings)) as store:
-        return [candidate.video_id for candidate in TopicQueues(store, settings).candidates(clicks, asked.seen)]
+        seen = set(asked.context.seen)
+        return [candidate.video_id for candidate in TopicQueues(store, settings).candidates(clicks, seen)]
+
+
+def _entries(rows: Sequence[Mapping[str, Any]], asked: _Asked, names: Mapping[str, str]) -> list[FeedEntry]:
+    """What the served feed answered, with what people want to read of each video."""
+    videos = tables.read_table(asked.run["world"], "videos")
+    shown = [name for name in ("video_id", "title", "primary_category") if name in videos.column_names]
+    ids = [row["video_ids"].decode() for row in rows]
+    chosen = videos.filter(pc.is_in(videos["video_id"], value_set=pa.array(ids, pa.string()))).select(shown)
+    details = {row["video_id"]: row for row in chosen.to_pylist()}
+    vectors = [f.name for f in asked.contract.select(kinds=(Kind.VECTOR,), roles=(Role.VIDEO,))]
+    return [
+        FeedEntry(
+            video_id=video,
+            title=details[video].get("title") or "",
+            category=details[video].get("primary_category") or "",
+            score=float(row["scores"]),
+            topics=[names.get(topic.decode(), topic.decode()) for topic in row["topics"] if topic] if names else [],
+            source=row["sources"].decode(),
+            modality_weights={n: float(w) for n, w in zip(vectors, row.get("modality_weights", ()), strict=False)},
+            cover=_cover(row),
+        )
+        for video, row in zip(ids, rows, strict=True)
+    ]
+
+
+def _cover(row: Mapping[str, Any]) -> Cover | None:
+    if row["frames"] < 0:
+        return None
+    at = float(row["at_seconds"])
+    path, score = row["frame_paths"].decode(), float(row["frame_scores"])
+    return Cover(int(row["frames"]), path, score, None if math.isnan(at) else at)
 
 
 def load_queues(run: Mapping[str, Any]) -> None:
@@ -222,31 +229,6 @@ def topic_names(topics: str | None) -> dict[str, str]:
         return {topic["id"]: topic["name"] for topic in json.loads(file.read())}
 
 
-def _entry(
-    row: Mapping[str, Any],
-    details: Mapping[str, dict[str, Any]],
-    sources: Mapping[str, str],
-    names: Mapping[str, str],
-    answer: Mapping[str, Any],
-    contract: Contract,
-) -> FeedEntry:
-    weights: dict[str, float] = {}
-    if "modality_weights" in answer:
-        vectors = [feature.name for feature in contract.select(kinds=(Kind.VECTOR,), roles=(Role.VIDEO,))]
-        weights = {name: float(w) for name, w in zip(vectors, answer["modality_weights"], strict=True)}
-    key = row[contract.video_key.name]
-    topics = [topic for f in contract.features if f.source == TOPICS for topic in row.get(f.name, [])]
-    return FeedEntry(
-        video_id=key,
-        title=details[key].get("title") or "",
-        category=details[key].get("primary_category") or "",
-        score=float(answer["score"]),
-        topics=[names.get(topic, topic) for topic in topics],
-        source=sources[key],
-        modality_weights=weights,
-    )
-
-
 @contextmanager
 def served(models: str, target: str | None, timeout_seconds: float = 30.0) -> Iterator[Client]:
     """A client of the server at `target`, or of a local server of this run's models that is stopped afterwards."""
@@ -257,7 +239,5 @@ def served(models: str, target: str | None, timeout_seconds: float = 30.0) -> It
     from serving.model_server import server
 
     with server.start(models) as local, Client(f"127.0.0.1:{local.port}", timeout_seconds=timeout_seconds) as client:
-        for model in (MODEL, RETRIEVER, COVER_CHOOSER):
-            if model == MODEL or (Path(models) / model).is_dir():
-                client.wait_until_ready(model, timeout_seconds=timeout_seconds)
+        client.wait_until_ready(FEED, timeout_seconds=timeout_seconds)
         yield client

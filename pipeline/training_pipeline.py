@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow_model_analysis as tfma
 from tfx import types
-from tfx.components import Evaluator, ExampleValidator, Pusher, StatisticsGen, Transform
+from tfx.components import Evaluator, ExampleValidator, InfraValidator, Pusher, StatisticsGen, Transform
 from tfx.dsl.components.base import base_node
 from tfx.orchestration import pipeline as tfx_pipeline
-from tfx.proto import pusher_pb2, transform_pb2
+from tfx.proto import infra_validator_pb2, pusher_pb2, transform_pb2
 
 from components.anomaly_gate.component import AnomalyGate
 from components.clip_example_gen.component import ClipExampleGen
 from components.content_embedder.component import ContentEmbedder
 from components.contract_schema.component import ContractSchema
 from components.example_schema.component import ExampleSchema
+from components.feed_assembler.component import FeedAssembler
 from components.frame_embedder.component import FrameEmbedder
 from components.impression_example_gen.component import ImpressionExampleGen
 from components.serving_baseline.component import ServingBaseline
+from components.serving_check.component import ServingCheck
+from components.serving_check.settings import ServingCheckSettings
 from components.topic_learner.component import TopicLearner
 from components.topic_learner.settings import TopicSettings
 from components.topic_queues.component import TopicQueues
@@ -30,17 +34,22 @@ from pipeline.config import RunConfig
 from pipeline.models import (
     CLASSES,
     CLASSIFIER,
+    COVER_CHOOSER,
     COVERS,
+    FEED,
     MODELS,
     PREPROCESSING,
+    RANKER,
     RANKING,
     REPRESENTATION,
     RETRIEVAL,
+    RETRIEVER,
     Stream,
 )
 from transform import videos
 from transform.clip_settings import ClipSettings
 from transform.contract import Contract
+from transform.feed import FeedSettings
 
 
 @dataclass(frozen=True)
@@ -134,9 +143,10 @@ def components(
         contract: The features.
         at: Where.
         judgements: For each model, what its judgement is cached under, see `pipeline.judgement`; for those that
-            describe videos, where the run does not train them, the version being served.
+            describe videos or make up the feed, where the run does not train them, the version being served.
     """
     run, nodes = _Run(config, contract, at, judgements), list[base_node.BaseNode]()
+    pushers: dict[str, base_node.BaseNode] = {}
     clip_examples = content = topics = None
     if config.clips is not None:
         stream = _clips(run, config.clips)
@@ -177,8 +187,58 @@ def components(
                     topics=topics.outputs["topics"],
                 )
             )
-        run.add_models(_impressions(run, content, topics, frames), nodes)
+        pushers = run.add_models(_impressions(run, content, topics, frames), nodes)
+    if config.feed is not None:
+        learned = {
+            "content": content.outputs["content"] if content else None,
+            "topics": topics.outputs["topics"] if topics else None,
+            "frames": frames,
+        }
+        nodes += _feed_nodes(run, config.feed, pushers, learned)
     return nodes
+
+
+def _feed_nodes(
+    run: _Run,
+    settings: FeedSettings,
+    pushers: dict[str, base_node.BaseNode],
+    learned: dict[str, types.BaseChannel | None],
+) -> list[base_node.BaseNode]:
+    """What is served, joined in one model, tried and pushed."""
+    stages = {"ranker": RANKER, "retriever": RETRIEVER, "chooser": COVER_CHOOSER}
+    before = {name: run.served_model(name, pushers) for name in stages.values()}
+    feed = FeedAssembler(
+        world=run.at.world,
+        world_fingerprint=run.at.fingerprint,
+        contract_json=run.contract.to_json(),
+        settings_json=settings.model_dump_json(),
+        models=run.at.models,
+        served_versions=json.dumps({name: told["served_version"] for name, told in before.items()}),
+        pushed={stage: before[name]["pushed_model"] for stage, name in stages.items()},
+        learned=learned,
+    )
+    check = _serving_check(run.config.serving_check, feed)
+    pusher = _pusher(run, FEED, model=feed.outputs["model"], infra_blessing=check.outputs["blessing"])
+    return [feed, check, pusher.with_id(f"Pusher.{FEED}")]
+
+
+def _serving_check(settings: ServingCheckSettings, feed: base_node.BaseNode) -> base_node.BaseNode:
+    if settings.by == "model_server":
+        return ServingCheck(model=feed.outputs["model"], settings_json=settings.model_dump_json())
+    image, _, tag = settings.image.partition(":")
+    spec = infra_validator_pb2.ServingSpec(
+        tensorflow_serving=infra_validator_pb2.TensorFlowServing(image_name=image, tags=[tag or "latest"]),
+        model_name=FEED,
+    )
+    getattr(spec, "local_docker" if settings.by == "docker" else "kubernetes").SetInParent()
+    limits = infra_validator_pb2.ValidationSpec(max_loading_time_seconds=int(settings.startup_seconds))
+    return InfraValidator(model=feed.outputs["model"], serving_spec=spec, validation_spec=limits)
+
+
+def _pusher(run: _Run, name: str, **channels: types.BaseChannel) -> Pusher:
+    """A model pushed to its folder below the push destination."""
+    folder = pusher_pb2.PushDestination.Filesystem(base_directory=f"{run.at.models}/{name}")
+    return Pusher(push_destination=pusher_pb2.PushDestination(filesystem=folder), **channels)
 
 
 def _clips(run: _Run, settings: ClipSettings) -> _Stream:
@@ -273,10 +333,9 @@ def _model_nodes(name: str, run: _Run, stream: _Stream, transform: base_node.Bas
         },
         frames=stream.frames if entry.frames else None,
     )
-    destination = f"{run.at.models}/{name}"
     baseline = ServingBaseline(
         candidate=trainer.outputs["model"],
-        push_destination=destination,
+        push_destination=f"{run.at.models}/{name}",
         served_version=run.judgements.get(name, ""),
         clip_shape=stream.shape,
     )
@@ -288,13 +347,7 @@ def _model_nodes(name: str, run: _Run, stream: _Stream, transform: base_node.Bas
         eval_config=_eval_config(name, run),
         schema=schema,
     )
-    pusher = Pusher(
-        model=trainer.outputs["model"],
-        model_blessing=evaluator.outputs["blessing"],
-        push_destination=pusher_pb2.PushDestination(
-            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=destination)
-        ),
-    )
+    pusher = _pusher(run, name, model=trainer.outputs["model"], model_blessing=evaluator.outputs["blessing"])
     chain = [trainer, baseline, evaluator, pusher]
     if len(run.config.models) > 1:
         chain = [node.with_id(f"{type(node).__name__}.{name}") for node in chain]

@@ -10,14 +10,15 @@ No TensorFlow operation runs here; only its messages are used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from tensorflow_serving.apis import input_pb2
 
-from transform.contract import Contract, ContractError, Feature, Kind, did_you_mean
+from transform import feed
+from transform.contract import INPUT_ROLES, Contract, ContractError, Feature, Kind, did_you_mean
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -42,11 +43,57 @@ def to_examples(rows: Iterable[Mapping[str, Any]], contract: Contract) -> list[b
     return [_encode(row, inputs, contract, f"row {index}") for index, row in enumerate(rows)]
 
 
+def to_feed_example(
+    features: Mapping[str, Any],
+    contract: Contract,
+    *,
+    length: int | None = None,
+    now: int | None = None,
+    exclude: Iterable[str] = (),
+    queue: Iterable[str] = (),
+    categories: Mapping[str, tuple[float, float]] | None = None,
+    profile: Sequence[float] = (),
+) -> bytes:
+    """What a served feed is asked with, as a serialized tf.Example.
+
+    Args:
+        features: As for `to_example`; those that are known without knowing a video.
+        contract: What the feed was assembled for.
+        length: How many videos; None leaves it to the feed's settings.
+        now: Unix seconds; None leaves it to the server's clock.
+        exclude: Ids of videos not to be shown, beside those of the histories.
+        queue: Ids of further candidates.
+        categories: Of each primary category the user had events with: how many, and (positives + 1) / (events + 2).
+        profile: The content that the user took to; nothing where that is not known.
+
+    Raises:
+        ContractError: A feature that is unknown, about a video, or of a value that does not fit.
+    """
+    inputs = {feature.name: feature for feature in contract.inputs if feature.about == "user"}
+    message = _message(features, inputs, contract, "request")
+    values = message.features.feature
+    for name, number in ((feed.LENGTH, length), (feed.NOW, now)):
+        if number is not None:
+            values[name].int64_list.value.append(number)
+    known = categories or {}
+    for name, ids in ((feed.EXCLUDE, exclude), (feed.QUEUE, queue), (feed.CATEGORIES, known)):
+        values[name].bytes_list.value.extend(map(_utf8, ids))
+    values[feed.CATEGORY_EVENTS].float_list.value.extend(events for events, _ in known.values())
+    values[feed.CATEGORY_RATES].float_list.value.extend(rate for _, rate in known.values())
+    if len(profile):
+        values[feed.PROFILE].float_list.value.extend(map(_finite, profile))
+    return bytes(message.SerializeToString(deterministic=True))
+
+
 def _inputs(contract: Contract) -> dict[str, Feature]:
     return {feature.name: feature for feature in contract.inputs}
 
 
 def _encode(row: Mapping[str, Any], inputs: Mapping[str, Feature], contract: Contract, where: str) -> bytes:
+    return bytes(_message(row, inputs, contract, where).SerializeToString(deterministic=True))
+
+
+def _message(row: Mapping[str, Any], inputs: Mapping[str, Feature], contract: Contract, where: str) -> Any:
     if not isinstance(row, Mapping):
         raise ContractError(f"{where}: expected a mapping of feature names to values, got {_got(row)}")
     example = input_pb2.ExampleList().examples.add()
@@ -59,7 +106,7 @@ def _encode(row: Mapping[str, Any], inputs: Mapping[str, Feature], contract: Con
             _put(example.features.feature[name], value, inputs[name])
         except _MisfitError as misfit:
             raise ContractError(f"{where}, feature {name!r}: {misfit}") from None
-    return bytes(example.SerializeToString(deterministic=True))
+    return example
 
 
 class _MisfitError(ValueError):
@@ -69,6 +116,8 @@ class _MisfitError(ValueError):
 def _unknown(name: Any, inputs: Mapping[str, Feature], contract: Contract) -> str:
     for feature in contract.features:
         if feature.name == name:
+            if feature.role in INPUT_ROLES:
+                return f"{name!r} is not known without knowing a video, and the feed knows it: leave it out"
             return f"{name!r} has role {feature.role.value} and is no input of a model: leave it out"
     hint = did_you_mean(str(name), inputs)
     return f"contract {contract.name!r} has no feature {name!r}{hint}: expected one of {', '.join(inputs)}"

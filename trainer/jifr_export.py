@@ -22,6 +22,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from trainer.export import _sparse, _tensor_spec, transformed
+from trainer.layers.lots import scattered, seeds
 from trainer.layers.pair_scorer import PairScorer, Shape, Shown, Tensors, standardised
 from trainer.layers.video_numbers import VideoNumbers, ordered, take
 from transform.contract import Contract, ContractError, Feature, Kind
@@ -100,7 +101,7 @@ class _Scorer(tf.Module):
             watched = [tf.sparse.to_dense(raw[name], "") for name in histories]
             people = {f"{_PERSON}{name}": value for name, value in scorer.people(inputs).items()}
             watched = tf.concat([tf.zeros([batch, 0], tf.string), *watched], axis=1)
-            seed = tf.strings.to_hash_bucket_fast(raw[user], 2**62)
+            seed = seeds(raw[user])
             return {**people, "user": inputs[user], "seed": seed, "video": raw[video], "watched": watched}
 
         def describe(ids: tf.Tensor, frames: tf.Tensor, mask: tf.Tensor) -> Tensors:
@@ -239,21 +240,14 @@ class _Serving(VideoNumbers):
         unopened = tf.ones([tf.size(users), self.ids.shape[0]], bool)
         return tf.tensor_scatter_nd_update(unopened, places, tf.zeros(tf.shape(places)[:1], bool))
 
-    def _lots(self, seeds: tf.Tensor, repeat: tf.Tensor) -> tf.Tensor:
+    def _lots(self, seed: tf.Tensor, repeat: tf.Tensor) -> tf.Tensor:
         """A number from 0 to 1 for each user and video [B, V], other ones in each repeat.
 
         They depend on the ids alone: every model is asked about the same videos.
         """
-        seeds = _scattered(seeds[:, tf.newaxis] + repeat)
-        mixed = _scattered(tf.bitwise.bitwise_xor(seeds, tf.convert_to_tensor(self.fingerprints)))
+        own = scattered(seed[:, tf.newaxis] + repeat)
+        mixed = scattered(tf.bitwise.bitwise_xor(own, tf.convert_to_tensor(self.fingerprints)))
         return tf.cast(tf.bitwise.bitwise_and(mixed, 2**24 - 1), tf.float32) / 2**24
-
-
-def _scattered(numbers: tf.Tensor) -> tf.Tensor:
-    """Int64 to int64 that look random: multiplications, which wrap, and shifts."""
-    for factor in (-7046029254386353131, -4658895280553007687):
-        numbers = tf.bitwise.bitwise_xor(numbers, tf.bitwise.right_shift(numbers, tf.constant(30, tf.int64))) * factor
-    return tf.bitwise.bitwise_xor(numbers, tf.bitwise.right_shift(numbers, tf.constant(31, tf.int64)))
 
 
 def _people(asked: Tensors) -> Tensors:

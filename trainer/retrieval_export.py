@@ -27,7 +27,7 @@ import tensorflow_transform as tft
 
 from trainer.export import _sparse, _tensor_spec, transformed
 from trainer.layers.topic_index import COMPARED, Catalogue, IndexSettings, TopicIndex
-from transform.contract import MADE_FROM, Contract, ContractError, Feature, Kind, Role
+from transform.contract import Contract, ContractError, Feature, Kind, Role
 from transform.schema import parse_spec
 
 CHUNK = 4096
@@ -38,13 +38,8 @@ Tensors = dict[str, tf.Tensor]
 
 
 def query_features(contract: Contract) -> list[Feature]:
-    """What the query tower reads: of role user and context, unless it is about the video as well."""
-    about_video = {name for name, column in MADE_FROM.items() if column == "primary_category"} | {"content_match"}
-    return [
-        f
-        for f in contract.select(roles=(Role.USER, Role.CONTEXT))
-        if not (f.table == "derived" and f.column in about_video)
-    ]
+    """What the query tower reads, and a request holds: what is known without knowing the video."""
+    return [f for f in contract.inputs if f.about == "user"]
 
 
 def candidate_features(contract: Contract) -> list[Feature]:

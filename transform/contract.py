@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -84,6 +84,10 @@ MADE_FROM = {  # the column of `videos` that a derivation needs
 }
 
 
+# Derivations that take both a user (or an instant) and a video to know.
+ABOUT_BOTH = ("video_age_hours", "user_category_events", "user_category_positive_rate", "content_match")
+
+
 class ContractError(ValueError):
     """A contract, world or request that does not fit: what was expected, what came, where, and the remedy."""
 
@@ -138,6 +142,14 @@ class Feature(_Strict):
     def column(self) -> str:
         """Column of `table`, or the name of the derivation."""
         return self.source.partition(".")[2]
+
+    @property
+    def about(self) -> Literal["user", "video", "both"]:
+        """What must be known to know the value; an instant counts as part of the user who asks then."""
+        if self.table == "derived" and self.column in ABOUT_BOTH:
+            return "both"
+        of_video = self.table in ("videos", "content") or self.source.startswith("derived.video_")
+        return "video" if of_video else "user"
 
     @property
     def multi_valued(self) -> bool:

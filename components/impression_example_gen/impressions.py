@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -215,14 +215,13 @@ def with_users(events: pa.Table, users: pa.Table, contract: Contract) -> pa.Tabl
         users: At least the rows of those users that there are.
         contract: The features.
     """
-    group = _codes(events["user_id"])
-    past = _earlier(group, events, ties=stable_hash(single_array(events["video_id"])))
+    group, past = _codes(events["user_id"]), _of_users(events)
     hours = events["at"].to_numpy() // 3600 % 24
     derived = {
         "derived.user_events": past.events,
         "derived.user_positive_rate": past.positive_rate,
         **_counters_of_category(group, events),
-        **_content_match(past, events),
+        **_content_match(events),
         "derived.user_novelty": _novelty(group, events),
         "derived.history_length": np.array(HISTORY_BUCKETS)[np.searchsorted([1, 6, 21], past.positives, side="right")],
         "derived.hour_of_day": np.array([str(hour) for hour in range(24)])[hours],
@@ -263,73 +262,6 @@ def shuffle(table: pa.Table) -> pa.Table:
     return table.take(np.argsort(mix(videos, users, table["at"].to_numpy()), kind="stable"))
 
 
-def watched(world: str, user_id: str) -> set[str]:
-    """The videos that a user has had any interaction with."""
-    events = tables.read_table(world, "interactions", ["user_id", "video_id"])
-    return set(events.filter(pc.equal(events["user_id"], user_id))["video_id"].to_pylist())
-
-
-def serving_rows(
-    world: str,
-    contract: Contract,
-    user_id: str,
-    video_ids: Sequence[str] | None,
-    at: int,
-    learned: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
-    """Request rows for showing videos to a user: what an impression at that instant would know.
-
-    Args:
-        world: Folder of the tables.
-        contract: The features; those of role user, video and context are in the rows.
-        user_id: May be unknown: the user's own features are then missing.
-        video_ids: The candidates; None: every video.
-        at: Unix seconds; only events before it are known.
-        learned: Folders of what was learned of videos, by the names of `LEARNED`.
-
-    Returns:
-        One row for each candidate, in their order; a missing value is left out. Features from columns of the
-        interactions are missing: whoever asks knows them (the device, say) and may add them.
-    """
-    users, videos, past = (_read_needed(world, name, contract) for name in ("users", "videos", "interactions"))
-    past = prepare(past, contract, Splits("time", 1, 0, 0))
-    described = _read_described(contract, learned or {})
-    ids = pa.array(videos["video_id"].to_pylist() if video_ids is None else list(video_ids), pa.string())
-    if len(ids) == 0:
-        return []
-    asked = _questions(ids, user_id, at, past.schema)
-    seen = past.filter(pc.is_in(past["video_id"], value_set=ids))
-    candidates = with_videos(pa.concat_tables([seen, asked]).combine_chunks(), videos, contract, *described)[
-        len(seen) :
-    ]
-    own = with_videos(past.filter(pc.equal(past["user_id"], user_id)), videos, contract, *described)
-    rows = with_users(pa.concat_tables([own, candidates], promote=True).combine_chunks(), users, contract)[len(own) :]
-    return features.rows(contract.inputs, feature_columns(rows, contract.inputs))
-
-
-def read_catalogue(
-    world: str, contract: Contract, learned: Mapping[str, str] | None = None
-) -> tuple[list[Feature], dict[str, pa.Array]]:
-    """`catalogue` of all videos of a world; arguments as for `serving_rows`.
-
-    Raises:
-        ContractError: Two videos have one id.
-    """
-    videos = _read_needed(world, "videos", contract)
-    refuse_duplicates(videos, "video_id", f"{world}, videos")
-    return catalogue(videos, contract, *_read_described(contract, learned or {}))
-
-
-def _read_described(contract: Contract, learned: Mapping[str, str]) -> list[pa.Table]:
-    return [_read_needed(learned[name], table, contract) for name, table in LEARNED.items() if name in learned]
-
-
-def _read_needed(world: str, table: str, contract: Contract) -> pa.Table:
-    """The needed columns of a table, without the optional ones that it lacks."""
-    found = tables.read_table(world, table, present_columns(world, table, contract), contract)
-    return found.combine_chunks()
-
-
 def present_columns(world: str, table: str, contract: Contract) -> list[str]:
     """The `needed` columns, without the optional ones that the table lacks; only headers are read.
 
@@ -350,21 +282,6 @@ def _column_names(path: str) -> list[str]:
         if path.endswith(".csv"):
             return next(csv.reader(file.read(1 << 16).decode("utf-8-sig", "replace").splitlines()), [])
         return list(pq.read_schema(file).names)
-
-
-def _questions(ids: pa.Array, user_id: str, at: int, schema: pa.Schema) -> pa.Table:
-    """Rows that ask and are no events, in the columns of `prepare`."""
-    number = len(ids)
-    known = {
-        "user_id": pa.array([user_id] * number, pa.string()),
-        "video_id": ids,
-        "at": pa.array(np.full(number, at)),
-        "label": pa.array(np.full(number, np.nan, np.float32)),
-        "outcome": pa.array(np.full(number, NEUTRAL, np.int8)),
-        "split": pa.array(np.full(number, -1, np.int8)),
-        "counted": pa.array(np.zeros(number, bool)),
-    }
-    return pa.table([known.get(f.name, pa.nulls(number, f.type)) for f in schema], schema=schema)
 
 
 @dataclass(frozen=True)
@@ -423,6 +340,10 @@ def _earlier(group: Ints, events: pa.Table, ties: Array | None = None) -> _Past:
         since=first_of_group[back],
         until=first_of_instant[back],
     )
+
+
+def _of_users(events: pa.Table) -> _Past:
+    return _earlier(_codes(events["user_id"]), events, ties=stable_hash(single_array(events["video_id"])))
 
 
 def _run_starts(*keys: Array) -> Ints:
@@ -518,32 +439,41 @@ def _counters_of_category(group: Ints, events: pa.Table) -> dict[str, Array]:
     }
 
 
-def _content_match(past: _Past, events: pa.Table) -> dict[str, Array]:
-    """Cosine of the video's fused vector and the user's profile; NaN where either is unknown.
+def profiles(events: pa.Table) -> npt.NDArray[np.float64]:
+    """For each row, the content its user took to before, [N, D]; zeros where that is not known.
 
-    The profile is sum_i (y_i - r) v_i over the earlier events with label y_i and unit vector v_i, r their share of
+    It is sum_i (y_i - r) v_i over the user's earlier events with label y_i and unit vector v_i, r their share of
     positives: what the user took to, against what the user was shown.
+
+    Args:
+        events: All events of some users with the column `FUSED`.
     """
-    if FUSED not in events.column_names:
-        return {}
-    vectors = _unit_vectors(single_array(events[FUSED]))
+    past = _of_users(events)
+    vectors = unit_vectors(single_array(events[FUSED]))
     label = np.nan_to_num(events["label"].to_numpy())[:, np.newaxis]
     counted = (events["counted"].to_numpy() & ~np.isnan(events["label"].to_numpy()))[:, np.newaxis]
     number, positives = past.total(counted.astype(float)), past.total(counted * label)
     rate = positives / np.maximum(number, 1)
     profile = past.total(counted * label * vectors) - rate * past.total(counted * vectors)
-    length = np.linalg.norm(profile, axis=1)
-    known = (length > 1e-6) & vectors.any(axis=1)
-    cosine = (profile * vectors).sum(axis=1) / np.where(known, length, 1)
+    return np.where(np.linalg.norm(profile, axis=1, keepdims=True) > 1e-6, profile, 0.0)
+
+
+def _content_match(events: pa.Table) -> dict[str, Array]:
+    """Cosine of the video's fused vector and the user's profile; NaN where either is unknown."""
+    if FUSED not in events.column_names:
+        return {}
+    profile, vectors = profiles(events), unit_vectors(single_array(events[FUSED]))
+    known = profile.any(axis=1) & vectors.any(axis=1)
+    cosine = (profile * vectors).sum(axis=1) / np.where(known, np.linalg.norm(profile, axis=1), 1)
     return {"derived.content_match": np.where(known, cosine, np.nan)}
 
 
-def _unit_vectors(column: pa.ListArray) -> npt.NDArray[np.float64]:
+def unit_vectors(column: pa.ListArray) -> npt.NDArray[np.float64]:
     """[N, D] of length 1; zeros where there is none."""
     present = pc.fill_null(pc.list_value_length(column), 0).to_numpy() > 0
     values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     dense = np.zeros((len(column), len(values) // max(int(present.sum()), 1)))
-    dense[present] = values.reshape(int(present.sum()), -1)
+    dense[present] = values.reshape(-1, dense.shape[1]) if len(values) else 0
     return dense / np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), 1e-12)
 
 

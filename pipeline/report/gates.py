@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import tensorflow_model_analysis as tfma
 
-from pipeline.report.measured import Measured, baseline_name, evaluated, measured, metric_name, slice_key, slice_name
+from components.serving_check.executor import CHECK_FILE
+from components.serving_check.trial import Bound
+from components.world import files
+from pipeline.models import FEED
+from pipeline.report.measured import (
+    OVERALL,
+    Measured,
+    baseline_name,
+    evaluated,
+    measured,
+    metric_name,
+    slice_key,
+    slice_name,
+)
 
 Failures = set[tuple[Any, ...]]
 
@@ -97,6 +111,26 @@ def gates(evaluation_uri: str) -> list[Gate]:
         for gate in _gates(key.to_proto(), spec, threshold, slices, failures)
     ]
     return sorted(dict.fromkeys(found), key=lambda gate: gate.passed)
+
+
+def gates_of(name: str, artifacts: Mapping[str, str]) -> list[Gate]:
+    """Every gate of what a run judged, failed ones first; none where it ended before.
+
+    Args:
+        name: A model, or the feed.
+        artifacts: Folders of what was made of it, as `run.json` has them.
+    """
+    if name == FEED:
+        return _tried(artifacts["serving_check"]) if "serving_check" in artifacts else []
+    return gates(artifacts["evaluation"]) if "evaluation" in artifacts else []
+
+
+def _tried(serving_check_uri: str) -> list[Gate]:
+    """What ServingCheck found."""
+    with files.reading(f"{serving_check_uri}/{CHECK_FILE}") as file:
+        bounds = [Bound(**entry) for entry in json.loads(file.read())]
+    found = [Gate(b.metric, slice_name(OVERALL), "ceiling", True, b.at_most, b.got, None, b.passed) for b in bounds]
+    return sorted(found, key=lambda gate: gate.passed)
 
 
 def _gates(key: Any, spec: Any, threshold: Any, slices: list[Measured], failures: Failures) -> Iterator[Gate]:

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
 
+from pipeline.models import FEED
 from pipeline.report import measured
-from pipeline.report.gates import Gate, gates
+from pipeline.report.gates import Gate, gates_of
 from pipeline.report.topics import Topic, read_topics
 from pipeline.runs import load_run, newest_run
 
@@ -195,14 +196,14 @@ def load(run_dir: str | Path) -> RunRecords:
 def _model(name: str, uris: Mapping[str, str], run: Mapping[str, Any]) -> ModelRecords:
     curves = _read_json(f"{uris['model_run']}/history.json") if "model_run" in uris else None
     version = run.get("served_version", {}).get(name, "")
-    if "evaluation" not in uris:
-        return ModelRecords(name, version, curves=tuple(curves or ()))
+    if name == FEED or "evaluation" not in uris:
+        return ModelRecords(name, version, gates=tuple(gates_of(name, uris)), curves=tuple(curves or ()))
     uri = uris["evaluation"]
     return ModelRecords(
         name=name,
         served_version=version,
         slices=tuple(measured.measured(uri)),
-        gates=tuple(gates(uri)),
+        gates=tuple(gates_of(name, uris)),
         calibration=tuple(measured.calibration(uri)),
         curves=tuple(curves or ()),
         classes=tuple(_read_json(f"{uris['model_run']}/classes.json") or ()) if "model_run" in uris else (),

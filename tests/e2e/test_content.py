@@ -1,7 +1,11 @@
 """Clips to content vectors, videos to topics, both to the ranker: one tiny world through all streams, and again."""
 
 import glob
+import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -16,12 +20,13 @@ from rich.console import Console
 
 from components.content_embedder.executor import read_summary
 from components.importers.demo import import_demo
-from components.impression_example_gen import impressions
+from components.impression_example_gen import asking
 from components.world import tables
 from pipeline import cli, local_runner, recommend
 from pipeline.config import RunConfig
 from pipeline.feed_page import write_page
 from pipeline.index import rebuild
+from pipeline.report.gates import gates_of
 from pipeline.report.page import render
 from pipeline.report.records import load
 from pipeline.report.topics import read_topics
@@ -37,6 +42,7 @@ SETTINGS = RunConfig.model_validate(
         "contract": "microvideo",
         "clips": {"frames": 4, "size": 16, "sound_steps": 2, "mels": 4, "key_frames": 8},
         "frames": {"encoder": "colours"},
+        "feed": {"per_author": 1},
         "topics": {"topics": 12, "tag_width": 8, "walks": 2, "walk_length": 20, "cover_size": 16},
         "models": {
             "video_classifier": {
@@ -161,13 +167,36 @@ def feed(pushed) -> recommend.Feed:
 
 
 def test_the_feed_ranks_what_retrieval_and_queues_found_and_names_topics(pushed, feed):
-    seen = impressions.watched(pushed.world, feed.user_id)
+    seen = asking.watched(pushed.world, feed.user_id)
     assert feed.candidates == min(50, 90 - len(seen))
     assert not {entry.video_id for entry in feed.entries} & seen
     assert [entry.score for entry in feed.entries] == sorted((e.score for e in feed.entries), reverse=True)
     names = recommend.topic_names(pushed.artifacts["ranker"]["topics"])
     assert {name for entry in feed.entries for name in entry.topics} <= set(names.values())
     assert {entry.source for entry in feed.entries} <= {"topic", "queue"}
+    videos = tables.read_table(pushed.world, "videos", ["video_id", "author_id"]).to_pylist()
+    authors = {video["video_id"]: video["author_id"] for video in videos}
+    assert len({authors[entry.video_id] for entry in feed.entries}) == len(feed.entries) == 10
+
+
+def test_the_feed_is_tried_on_a_server_before_it_is_pushed(pushed):
+    names = [step.name for step in pushed.steps]
+    assert names[-3:] == ["FeedAssembler", "ServingCheck", "Pusher.feed"]
+    assert pushed.served_version["feed"] == pushed.served_after["feed"] != ""
+    tried = {gate.metric: gate for gate in gates_of("feed", pushed.artifacts["feed"])}
+    assert tried["golden requests answered wrongly"].got == 0
+    assert 0 < tried["p99 in milliseconds"].got < tried["p99 in milliseconds"].needed
+    assert "Gates: feed" in render(load(Path(pushed.models).parent))
+
+
+def test_recommend_prints_json_only_and_somebody_new_gets_what_is_popular(pushed, folder):
+    command = [sys.executable, "-m", "pipeline.cli", "recommend", "--run", str(folder), "--user", "nobody", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=300, check=True)
+    answer = json.loads(done.stdout)
+    assert not answer["known_user"]
+    assert "popular" in {entry["source"] for entry in answer["entries"]} <= {"popular", "explore"}
+    assert len({entry["video_id"] for entry in answer["entries"]}) == 10
+    assert done.stderr == ""
 
 
 def test_every_video_with_media_is_shown_by_one_of_its_frames(pushed, feed):
@@ -227,10 +256,14 @@ def test_a_video_that_came_later_is_retrieved_once_the_index_is_built_anew(pushe
     late = late.append_column("cover_path", pa.array(["late.png"]))
     tables.write_table(str(tmp_path), "videos", pa.concat_tables([videos, late], promote=True))
     models = tmp_path / "models"
-    for name in ("topic_retrieval", "jifr"):
+    for name in ("ranker", "topic_retrieval", "jifr", "feed"):
         shutil.copytree(f"{pushed.models}/{name}", models / name)
     rebuilt = rebuild({**asdict(pushed), "models": str(models)}, str(tmp_path))
-    assert set(rebuilt) == {"topic_retrieval", "jifr"}
+    assert set(rebuilt) == {"topic_retrieval", "jifr", "feed"}
+    feed = tf.saved_model.load(str(models / "feed" / rebuilt["feed"]))
+    pairs = {"examples": tf.constant([b""]), "video_ids": tf.constant([["brand new"]])}
+    assert feed.signatures["cover"](**pairs)["frame_paths"].numpy() == [[b"late.png"]]
+    assert b"brand new" in feed.ids.numpy()
     covers = tf.saved_model.load(str(models / "jifr" / rebuilt["jifr"])).signatures["raw"]
     ids = tf.constant(["brand new", *videos["video_id"].to_pylist()])
     history = tf.zeros([len(ids), 0], tf.string)

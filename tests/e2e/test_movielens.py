@@ -1,5 +1,7 @@
 """The MovieLens prefix from files to a feed, with the shipped configuration; and its gates against a random order."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -24,7 +26,7 @@ def run(shared_data, tmp_path_factory):
 def test_the_run_ends_pushed_and_answers(run):
     assert run.outcome == "pushed"
     with recommend.served(run.models, target=None) as client:
-        feed = recommend.recommend({"contract": run.contract, "world": run.world}, "2999", 10, client)
+        feed = recommend.recommend(asdict(run), "2999", 10, client)
     assert feed.known_user
     assert len(feed.entries) == 10
 

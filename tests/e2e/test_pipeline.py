@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +19,7 @@ from tfx_bsl.tfxio import tf_example_record
 
 from components.importers.demo import import_demo
 from components.world import tables
-from pipeline import cli, local_runner, models, recommend
+from pipeline import cli, local_runner, models
 from pipeline.config import Gate, ModelConfig, RunConfig
 from pipeline.errors import RunFailedError
 from pipeline.evaluation import eval_config
@@ -241,33 +237,3 @@ def test_evaluated_scores_are_served_scores(pushed, good_model, served):
         for extractor in extractors:
             extracts = extracts | extractor.stage_name >> extractor.ptransform
         assert_that(extracts, same_scores)
-
-
-def test_feed_holds_unseen_videos_best_first(pushed, served):
-    record = {"contract": pushed.contract, "world": pushed.world}
-    user = cli._busiest_users(pushed.world)[0]
-    feed = recommend.recommend(record, user, 5, served)
-    interactions = tables.read_table(pushed.world, "interactions", ["user_id", "video_id"]).to_pylist()
-    seen = {row["video_id"] for row in interactions if row["user_id"] == user}
-    scores = [entry.score for entry in feed.entries]
-    assert feed.known_user
-    assert feed.seen == len(seen)
-    assert not {entry.video_id for entry in feed.entries} & seen
-    assert scores == sorted(scores, reverse=True)
-    assert len(scores) == 5
-
-
-def test_an_unknown_user_gets_a_cold_start_feed(pushed, served):
-    record = {"contract": pushed.contract, "world": pushed.world}
-    feed = recommend.recommend(record, "nobody", 3, served)
-    assert not feed.known_user
-    assert feed.seen == 0
-    assert len(feed.entries) == 3
-    assert np.isfinite([entry.score for entry in feed.entries]).all()
-
-
-def test_recommend_prints_json_only(pushed, folder):
-    command = [sys.executable, "-m", "pipeline.cli", "recommend", "--run", str(folder), "--user", "nobody", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=300, check=True)
-    assert len(json.loads(done.stdout)["entries"]) == 10
-    assert done.stderr == ""

@@ -11,7 +11,7 @@ from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import standard_artifacts
 
 from components.content_embedder.artifact import ContentVectors
-from components.impression_example_gen import impressions
+from components.impression_example_gen import asking, impressions
 from components.impression_example_gen.executor import Executor
 from components.topic_learner.artifact import Topics
 from components.world import tables
@@ -94,11 +94,11 @@ def test_a_request_holds_the_vectors_that_an_impression_holds(make_world, with_c
     world = make_world(tmp_path / "world", ROWS)
     tables.write_table(str(tmp_path / "vectors" / "content"), "part", CONTENT)
     vectors = str(tmp_path / "vectors")
-    rows = impressions.serving_rows(world, with_content, "ann", list("abcd"), 10**6, {"content": vectors})
+    rows = asking.serving_rows(world, with_content, "ann", list("abcd"), 10**6, {"content": vectors})
     assert {row["video_id"]: (row.get("sight"), row.get("sound")) for row in rows} == {
         video: expected[:2] for video, expected in EXPECTED.items()
     }
-    bare = impressions.serving_rows(world, with_content, "ann", ["a"], 10**6)
+    bare = asking.serving_rows(world, with_content, "ann", ["a"], 10**6)
     assert bare == [{"user_id": "ann", "video_id": "a", "topics": []}]
 
 
@@ -110,9 +110,7 @@ def test_topics_are_joined_into_impressions_and_requests(make_world, with_conten
     rows = [decode(record, with_content) for record in records]
     expected = {"a": ["t1", "t0"], "b": [], "c": [], "d": ["t2"]}
     assert {row["video_id"]: row.get("topics", []) for row in rows} == expected
-    asked = impressions.serving_rows(
-        world, with_content, "ann", list("abcd"), 10**6, {"topics": str(tmp_path / "topics")}
-    )
+    asked = asking.serving_rows(world, with_content, "ann", list("abcd"), 10**6, {"topics": str(tmp_path / "topics")})
     assert {row["video_id"]: row["topics"] for row in asked} == expected
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import standard_artifacts
 
-from components.impression_example_gen import executor, impressions
+from components.impression_example_gen import asking, executor, impressions
 from components.impression_example_gen.component import ImpressionExampleGen
 from components.impression_example_gen.executor import Executor, read_summary
 from components.impression_example_gen.impressions import Splits
@@ -110,7 +110,7 @@ def test_a_request_of_the_same_instant_holds_the_same_features(done, contract, d
         for example in (decode(record, contract) for record in _records(examples, split)):
             expected = {name: value for name, value in example.items() if name in inputs}
             user, video = example["user_id"], example["video_id"]
-            asked = [impressions.serving_rows(world, contract, user, [video], at)[0] for at in times[user, video]]
+            asked = [asking.serving_rows(world, contract, user, [video], at)[0] for at in times[user, video]]
             assert expected in asked
             seen += 1
     assert seen == len(ROWS)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.impression_example_gen import impressions
+from components.impression_example_gen import asking
 from components.impression_example_gen.impressions import Splits
 from transform.contract import ContractError
 
@@ -104,11 +104,11 @@ def test_without_categories_their_counters_are_missing_and_not_those_of_the_user
     lenient = contract.model_copy(update={"features": tuple(tastes.get(f.name, f) for f in contract.features)})
     plain = entities["videos"].drop(["primary_category"])
     world = make_world(tmp_path, [("ann", "a", 1, 5.0), ("ann", "b", 2, 5.0)], videos=plain)
-    (row,) = impressions.serving_rows(world, lenient, "ann", ["c"], at=10)
+    (row,) = asking.serving_rows(world, lenient, "ann", ["c"], at=10)
     assert row["user_events"] == 2
     assert not {"taste_events", "taste_rate"} & set(row)
     with pytest.raises(ContractError, match=r"videos\.parquet: the column 'primary_category' is missing"):
-        impressions.serving_rows(world, contract, "ann", ["c"], at=10)
+        asking.serving_rows(world, contract, "ann", ["c"], at=10)
 
 
 def test_events_without_a_row_in_users_or_videos_happened_all_the_same(run_steps):
@@ -273,13 +273,13 @@ def test_no_interaction_is_lost(run_steps, rows):
 
 def test_watched_is_every_video_the_user_met(make_world, tmp_path):
     world = make_world(tmp_path, [("ann", "a", 1, 5.0), ("ann", "b", 2, 1.0), ("bob", "c", 3, 5.0)])
-    assert impressions.watched(world, "ann") == {"a", "b"}
-    assert impressions.watched(world, "nobody") == set()
+    assert asking.watched(world, "ann") == {"a", "b"}
+    assert asking.watched(world, "nobody") == set()
 
 
 def test_an_unknown_user_gets_rows_without_what_nobody_knows(make_world, contract, tmp_path):
     world = make_world(tmp_path, [("ann", "a", 1, 5.0), ("bob", "a", 2, 1.0)])
-    (row,) = impressions.serving_rows(world, contract, "nobody", ["a"], at=3600)
+    (row,) = asking.serving_rows(world, contract, "nobody", ["a"], at=3600)
     assert row == {
         "user_id": "nobody",
         "history": [],
@@ -301,16 +301,16 @@ def test_an_unknown_user_gets_rows_without_what_nobody_knows(make_world, contrac
 
 def test_serving_rows_answer_every_video_in_the_order_asked(make_world, contract, tmp_path):
     world = make_world(tmp_path, [("ann", "a", 1, 5.0)])
-    everything = impressions.serving_rows(world, contract, "ann", None, at=5)
+    everything = asking.serving_rows(world, contract, "ann", None, at=5)
     assert [row["video_id"] for row in everything] == ["a", "b", "c", "d"]
-    asked = impressions.serving_rows(world, contract, "ann", ["d", "a", "new"], at=5)
+    asked = asking.serving_rows(world, contract, "ann", ["d", "a", "new"], at=5)
     assert [row["video_id"] for row in asked] == ["d", "a", "new"]
     assert asked[:2] == [everything[3], everything[0]]
     assert "title" not in asked[2]
-    assert impressions.serving_rows(world, contract, "ann", [], at=5) == []
+    assert asking.serving_rows(world, contract, "ann", [], at=5) == []
 
 
 def test_serving_rows_do_not_know_the_second_they_are_asked_in(make_world, contract, tmp_path):
     world = make_world(tmp_path, [("ann", "a", 1, 5.0), ("ann", "b", 5, 5.0)])
-    at_five, at_six = (impressions.serving_rows(world, contract, "ann", ["c"], at=at)[0]["history"] for at in (5, 6))
+    at_five, at_six = (asking.serving_rows(world, contract, "ann", ["c"], at=at)[0]["history"] for at in (5, 6))
     assert (at_five, at_six) == (["a"], ["a", "b"])

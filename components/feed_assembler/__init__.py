@@ -1,0 +1,1 @@
+"""The feed in one SavedModel, of the models being served."""

@@ -1,0 +1,83 @@
+"""The TFX component that makes one model of a feed."""
+
+from __future__ import annotations
+
+from tfx import types
+from tfx.dsl.components.base import base_component, executor_spec
+from tfx.types import standard_artifacts
+from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
+
+from components.content_embedder.artifact import ContentVectors
+from components.feed_assembler.executor import Executor
+from components.frame_embedder.artifact import FrameVectors
+from components.topic_learner.artifact import Topics
+
+
+class FeedAssemblerSpec(ComponentSpec):
+    """A world, and models being served, in; `model` out."""
+
+    PARAMETERS = {
+        "world": ExecutionParameter(type=str),
+        "world_fingerprint": ExecutionParameter(type=str),
+        "contract_json": ExecutionParameter(type=str),
+        "settings_json": ExecutionParameter(type=str),
+        "models": ExecutionParameter(type=str),
+        "served_versions": ExecutionParameter(type=str),
+    }
+    INPUTS = {
+        "pushed_ranker": ChannelParameter(type=standard_artifacts.PushedModel, optional=True),
+        "pushed_retriever": ChannelParameter(type=standard_artifacts.PushedModel, optional=True),
+        "pushed_chooser": ChannelParameter(type=standard_artifacts.PushedModel, optional=True),
+        "content": ChannelParameter(type=ContentVectors, optional=True),
+        "topics": ChannelParameter(type=Topics, optional=True),
+        "frames": ChannelParameter(type=FrameVectors, optional=True),
+    }
+    OUTPUTS = {"model": ChannelParameter(type=standard_artifacts.Model)}
+
+
+class FeedAssembler(base_component.BaseComponent):
+    """Joins the served ranker, retrieval model and chooser of covers, and what is known of videos, in one SavedModel.
+
+    A retrieval model or chooser that was never pushed is left out: then all videos are candidates, or none has a cover.
+    Without a ranker there is no feed: the model is empty, and the custom property `assembled` 0.
+
+    Args:
+        world: Folder of the tables.
+        world_fingerprint: What they are known by: no other use than that unchanged ones hit the cache.
+        contract_json: `Contract.to_json()`.
+        settings_json: `FeedSettings.model_dump_json()`.
+        models: Push destination; each model has a folder of versions in it.
+        served_versions: Those served when the pipeline was started of the models that the run does not push: no other
+            use than that the cache is missed when others are. The executor looks for itself.
+        pushed: Outputs of Pushers that must be done before: `ranker`, `retriever`, `chooser`.
+        learned: Outputs of ContentEmbedder, TopicLearner and FrameEmbedder: `content`, `topics`, `frames`.
+
+    Outputs: `model` (Model), with requests that warm it up, and golden ones beside it (see `golden`).
+    """
+
+    SPEC_CLASS = FeedAssemblerSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
+
+    def __init__(
+        self,
+        world: str,
+        world_fingerprint: str,
+        contract_json: str,
+        settings_json: str,
+        models: str,
+        served_versions: str,
+        pushed: dict[str, types.BaseChannel | None],
+        learned: dict[str, types.BaseChannel | None],
+    ) -> None:
+        spec = FeedAssemblerSpec(
+            world=world,
+            world_fingerprint=world_fingerprint,
+            contract_json=contract_json,
+            settings_json=settings_json,
+            models=models,
+            served_versions=served_versions,
+            **{f"pushed_{name}": channel for name, channel in pushed.items()},
+            **learned,
+            model=types.Channel(type=standard_artifacts.Model),
+        )
+        super().__init__(spec=spec)

@@ -1,0 +1,1 @@
+"""Whether a candidate can be served, before it is."""

@@ -1,0 +1,371 @@
+"""The feed in one call: models of retrieval, ranking and covers, and what is known of videos, in one SavedModel.
+
+Each stage keeps the graph it was served with (its signature `raw`); what lies between them is plain ops and tables, so
+that nothing is trained here and `shortlist index` makes the tables anew. B batch, L length of the longest feed asked
+for, C candidates given, M modalities, T most topics of a video. Signatures:
+
+- `serving_default` and `recommend`: `examples`, string [B], serialized tf.Examples of user features and of what
+  `transform.feed` lists, any of which may be missing, to `video_ids`, `sources` ('topic', 'queue', 'catalogue',
+  'popular' or 'explore') and `frame_paths`, string [B, L]; `scores`, `frame_scores` and `at_seconds`, float [B, L];
+  `frames` int32 [B, L] (-1: no frame); `topics` string [B, L, T]; `modality_weights` float [B, L, M] from a ranker that
+  weighs; and `candidates` int32 [B], how many were ranked. Best first; '' behind the last video of a feed.
+- `rank`: `examples`, and `video_ids` string [B, C], to `scores` [B, C] and `modality_weights`: nothing is left out.
+- `cover`: `examples`, and `video_ids` string [B, C], to `frames`, `frame_paths`, `frame_scores`, `at_seconds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.jifr_export import asked_features
+from trainer.layers.arrangement import Kept, arrange
+from trainer.layers.lots import scattered, seeds
+from trainer.layers.video_numbers import VideoNumbers, ordered, take
+from trainer.retrieval_export import query_features, topic_feature
+from transform import feed
+from transform.contract import Contract, ContractError, Feature, Kind
+from transform.feed import FeedSettings
+from transform.schema import parse_spec
+
+CHUNK = 4096
+COMPETING = 1000  # of the candidates, the best so many compete for places
+HOUR = 3600
+_NOTHING = "\0"  # no id, name or category
+_FRAMES = {"frames": "frame", "frame_paths": "path", "frame_scores": "frame_score", "at_seconds": "at_seconds"}
+
+Tensors = dict[str, tf.Tensor]
+
+
+class Stages(NamedTuple):
+    """Folders of the SavedModels that a feed is made of.
+
+    Attributes:
+        ranker: Scores.
+        retriever: Finds candidates; None: all videos are candidates.
+        chooser: Chooses frames; None: no video has any.
+    """
+
+    ranker: str
+    retriever: str | None = None
+    chooser: str | None = None
+
+
+class _Asked(NamedTuple):
+    """A parsed request; all tensors [B, ...]."""
+
+    features: Tensors
+    now: tf.Tensor
+    length: tf.Tensor
+    exclude: tf.Tensor
+    queue: tf.Tensor
+    categories: tf.Tensor
+    events: tf.Tensor
+    rates: tf.Tensor
+    profile: tf.Tensor
+
+
+class _Feed(VideoNumbers):
+    """Holds what the signatures need, so that its variables, tables and files are saved.
+
+    Tables have a row more than there are videos: that of a video which the catalogue lacks.
+    """
+
+    def __init__(self, stages: Stages, videos: Iterable[bytes], contract: Contract, settings: FeedSettings) -> None:
+        tables = _tables(videos, contract)
+        key = contract.video_key.name
+        order = ordered([video.decode() for video in tables[key]])
+        super().__init__([tables[key][i].decode() for i in order], "feed")
+        self._contract, self._settings = contract, settings
+        self.ranker, self.retriever, self.chooser = map(_loaded, stages)
+        described = {f.name: f for f in contract.inputs if f.about == "video" and f.name != key}
+        self.features = {name: _table(tables[name][order], feature) for name, feature in described.items()}
+        between = feed.PUBLISHED_AT, feed.PRIMARY_CATEGORY, feed.FUSED_VECTOR
+        self.published, self.category, self.content = (_table(tables[name][order]) for name in between)
+        topic, author = topic_feature(contract), _author(contract)
+        self.topics = _table(_listed(tables[topic.name][order]) if topic else np.full([len(order), 1], b"", object))
+        names = [row[0] for row in self.topics.numpy()[:-1]]
+        self.topic = _table(_codes(names), missing=-1)
+        self.author = _table(_codes(tables[author.name][order] if author else [b""] * len(order)), missing=-1)
+        popular = _in_turn(self.topic.numpy()[:-1], tables[feed.POSITIVES][order])
+        self.popular, self.popularity = _table(popular), _table(np.argsort(popular).astype(np.int32))
+
+    def save(self, directory: str) -> None:
+        """Writes the SavedModel."""
+
+        def recommend(examples: tf.Tensor) -> Tensors:
+            return self._recommend(self._parse(examples))
+
+        def rank(examples: tf.Tensor, video_ids: tf.Tensor) -> Tensors:
+            return self._scores(self._parse(examples), video_ids)
+
+        def cover(examples: tf.Tensor, video_ids: tf.Tensor) -> Tensors:
+            return self._covers(self._parse(examples), video_ids)
+
+        examples = tf.TensorSpec([None], tf.string, "examples")
+        pairs = examples, tf.TensorSpec([None, None], tf.string, "video_ids")
+        whole = tf.function(recommend, autograph=False).get_concrete_function(examples)
+        signatures = {
+            "serving_default": whole,
+            "recommend": whole,
+            "rank": tf.function(rank, autograph=False).get_concrete_function(*pairs),
+            "cover": tf.function(cover, autograph=False).get_concrete_function(*pairs),
+        }
+        tf.saved_model.save(self, directory, signatures=signatures)
+
+    def _parse(self, examples: tf.Tensor) -> _Asked:
+        spec, width = parse_spec(self._contract), int(self.content.shape[1])
+        named = query_features(self._contract)
+        parsed = tf.io.parse_example(
+            examples,
+            {
+                **{f.name: spec[f.name] for f in named},
+                feed.NOW: tf.io.FixedLenFeature([], tf.int64, -1),
+                feed.LENGTH: tf.io.FixedLenFeature([], tf.int64, self._settings.length),
+                **{name: tf.io.VarLenFeature(tf.string) for name in (feed.EXCLUDE, feed.QUEUE, feed.CATEGORIES)},
+                **{name: tf.io.VarLenFeature(tf.float32) for name in (feed.CATEGORY_EVENTS, feed.CATEGORY_RATES)},
+                feed.PROFILE: tf.io.FixedLenFeature([width], tf.float32, [0.0] * width),
+            },
+        )
+        now, length = parsed[feed.NOW], tf.clip_by_value(parsed[feed.LENGTH], 0, self._settings.most)
+        clock = tf.cast(tf.timestamp(), tf.int64)
+        return _Asked(
+            features={f.name: _dense(parsed[f.name]) for f in named},
+            now=tf.where(now < 0, clock, now),
+            length=tf.cast(length, tf.int32),
+            exclude=_dense(parsed[feed.EXCLUDE]),
+            queue=_dense(parsed[feed.QUEUE]),
+            categories=tf.sparse.to_dense(parsed[feed.CATEGORIES], _NOTHING),
+            events=_dense(parsed[feed.CATEGORY_EVENTS]),
+            rates=_dense(parsed[feed.CATEGORY_RATES]),
+            profile=parsed[feed.PROFILE],
+        )
+
+    def _recommend(self, asked: _Asked) -> Tensors:
+        ids, sources = self._candidates(asked)
+        answer = self._scores(asked, ids)
+        best = tf.math.top_k(
+            tf.where(ids != "", answer["scores"], -np.inf), tf.minimum(tf.shape(ids)[1], COMPETING)
+        ).indices
+        competing = {name: tf.gather(value, best, batch_dims=1) for name, value in answer.items()}
+        names, origins = (tf.gather(part, best, batch_dims=1) for part in (ids, sources))
+        place = self._places(asked, names, origins, competing["scores"])
+        shown, there = tf.maximum(place, 0), place >= 0
+
+        def at(value: tf.Tensor) -> tf.Tensor:
+            return tf.gather(value, shown, batch_dims=1)
+
+        video_ids = tf.where(there, at(names), "")
+        return {
+            "video_ids": video_ids,
+            "sources": tf.where(there, at(origins), ""),
+            "topics": take(self.topics, self._rows(video_ids)),
+            "candidates": tf.reduce_sum(tf.cast(ids != "", tf.int32), axis=1),
+            **{name: at(value) for name, value in competing.items()},
+            **self._covers(asked, video_ids),
+        }
+
+    def _rows(self, ids: tf.Tensor) -> tf.Tensor:
+        """Rows of the tables, any shape."""
+        number = self.number_of(ids)
+        return tf.where(number < 0, self.ids.shape[0], number)
+
+    def _candidates(self, asked: _Asked) -> tuple[tf.Tensor, tf.Tensor]:
+        """Ids and sources [B, N]; '' is none."""
+        watched = [asked.features[f.name] for f in self._contract.histories]
+        batch = tf.shape(asked.now)[0]
+        history = tf.concat([tf.zeros([batch, 0], tf.string), *watched], axis=1)
+        exclude = tf.concat([history, asked.exclude], axis=1)
+        if self.retriever is None:
+            ids = tf.repeat(tf.convert_to_tensor(self.ids)[tf.newaxis], batch, axis=0)
+            ids, sources = self._without(ids, exclude), tf.fill(tf.shape(ids), "catalogue")
+        else:
+            raw = self.retriever.signatures["raw"]
+            answer = raw(exclude=asked.exclude, queue=asked.queue, **asked.features)
+            ids, sources = answer["video_ids"], answer["sources"]
+        if not watched:
+            return ids, sources
+        new = ~tf.reduce_any(history != "", axis=1)[:, tf.newaxis]
+        for_new, sources_for_new = self._popular(asked, exclude, tf.shape(ids)[1])
+        return tf.where(new, for_new, ids), tf.where(new, sources_for_new, sources)
+
+    def _popular(self, asked: _Asked, exclude: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """For somebody without history: the most popular of all topics in turn, and some by lot, [B, number]."""
+        videos, share = self.ids.shape[0], self._settings.explore_share
+        lots = tf.cast(tf.math.ceil(share * tf.cast(number, tf.float64)), tf.int32)
+        most = tf.minimum(number - lots, videos)
+        popular = tf.repeat(take(self.popular, tf.range(most))[tf.newaxis], tf.shape(asked.now)[0], axis=0)
+        own = tf.bitwise.bitwise_xor(seeds(asked.features[self._contract.user_key.name]), asked.now)
+        draws = scattered(scattered(own)[:, tf.newaxis] + tf.range(tf.cast(lots, tf.int64)))
+        drawn = tf.cast(tf.math.floormod(draws, videos), tf.int32)
+        again = tf.linalg.band_part(tf.cast(drawn[:, :, tf.newaxis] == drawn[:, tf.newaxis, :], tf.int32), -1, 0)
+        known = (take(self.popularity, drawn) < most) | (tf.reduce_sum(again, axis=2) > 1)
+        numbers = tf.concat([popular, tf.where(known, -1, drawn)], axis=1)
+        ids = tf.where(numbers < 0, "", take(self.ids, tf.maximum(numbers, 0)))
+        ids = tf.pad(self._without(ids, exclude), [[0, 0], [0, number - tf.shape(ids)[1]]], constant_values="")
+        sources = tf.where(tf.range(number) < most, "popular", "explore")
+        return ids, tf.repeat(sources[tf.newaxis], tf.shape(ids)[0], axis=0)
+
+    def _without(self, ids: tf.Tensor, exclude: tf.Tensor) -> tf.Tensor:
+        numbers, excluded = self.number_of(ids), self.number_of(exclude)
+        return tf.where(tf.reduce_any(numbers[:, :, tf.newaxis] == excluded[:, tf.newaxis, :], axis=2), "", ids)
+
+    def _scores(self, asked: _Asked, ids: tf.Tensor) -> Tensors:
+        """`scores` [B, N] and what else the ranker says."""
+        batch, number = tf.shape(ids)[0], tf.shape(ids)[1]
+        who = tf.repeat(tf.range(batch), number)
+        answer = self.ranker.signatures["raw"](**self._pairs(asked, who, tf.reshape(ids, [-1])))
+        shaped = {n: tf.reshape(v, tf.concat([[batch, number], tf.shape(v)[1:]], 0)) for n, v in answer.items()}
+        return {"scores": shaped.pop("score"), **shaped}
+
+    def _pairs(self, asked: _Asked, who: tf.Tensor, ids: tf.Tensor) -> Tensors:
+        """All that a ranker reads of pairs of user and video, each [pairs, ...]."""
+        rows = self._rows(ids)
+        values = {name: tf.gather(value, who) for name, value in asked.features.items()}
+        values |= {name: take(value, rows) for name, value in self.features.items()}
+        values[self._contract.video_key.name] = ids
+        known = {
+            "derived.video_age_hours": self._ages(asked, who, rows),
+            "derived.content_match": self._match(asked, who, rows),
+            **self._of_category(asked, who, rows),
+        }
+        return values | {f.name: known[f.source] for f in self._contract.inputs if f.about == "both"}
+
+    def _ages(self, asked: _Asked, who: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Hours since publication; NaN where not known."""
+        published = take(self.published, rows)
+        seconds = tf.cast(tf.maximum(tf.gather(asked.now, who) - published, 0), tf.float64)
+        return tf.where(published > 0, tf.cast(seconds / HOUR, tf.float32), np.nan)
+
+    def _match(self, asked: _Asked, who: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Cosine of content and profile; NaN where either is not known."""
+        profile, content = tf.gather(asked.profile, who), take(self.content, rows)
+        known = tf.reduce_any(profile != 0, axis=1) & tf.reduce_any(content != 0, axis=1)
+        length = tf.where(known, tf.norm(profile, axis=1), 1.0)
+        return tf.where(known, tf.reduce_sum(profile * content, axis=1) / length, np.nan)
+
+    def _of_category(self, asked: _Asked, who: tf.Tensor, rows: tf.Tensor) -> Tensors:
+        here = tf.gather(asked.categories, who) == take(self.category, rows)[:, tf.newaxis]
+        met = tf.reduce_any(here, axis=1)
+        values = zip((asked.events, asked.rates), feed.NEVER_MET, strict=True)
+        events, rates = (
+            tf.where(met, tf.reduce_sum(tf.where(here, tf.gather(value, who), 0.0), axis=1), default)
+            for value, default in values
+        )
+        return {"derived.user_category_events": events, "derived.user_category_positive_rate": rates}
+
+    def _places(self, asked: _Asked, ids: tf.Tensor, sources: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
+        settings, rows = self._settings, self._rows(ids)
+        published = take(self.published, rows)
+        age = asked.now[:, tf.newaxis] - published
+        fresh = (published > 0) & (age <= int(settings.fresh_hours * HOUR))
+        groups = [(take(self.author, rows), settings.per_author), (take(self.topic, rows), settings.per_topic)]
+        kept = [Kept(fresh, settings.fresh_share), Kept(sources == "explore", settings.explore_share)]
+        return arrange(scores, ids != "", groups, kept, asked.length)
+
+    def _covers(self, asked: _Asked, ids: tf.Tensor) -> Tensors:
+        """The frame chosen for each video [B, C]."""
+        if self.chooser is None:
+            none, nan = tf.fill(tf.shape(ids), -1), tf.fill(tf.shape(ids), np.float32(np.nan))
+            return {"frames": none, "frame_paths": tf.strings.substr(ids, 0, 0), "frame_scores": nan, "at_seconds": nan}
+        who = tf.repeat(tf.range(tf.shape(ids)[0]), tf.shape(ids)[1])
+        key = self._contract.video_key.name
+        wanted = [f.name for f in asked_features(self._contract) if f.name != key]
+        people = {name: tf.gather(asked.features[name], who) for name in wanted}
+        answer = self.chooser.signatures["raw"](**people, **{key: tf.reshape(ids, [-1])})
+        return {name: tf.reshape(answer[theirs], tf.shape(ids)) for name, theirs in _FRAMES.items()}
+
+
+def assemble(
+    stages: Stages, videos: Iterable[bytes], contract: Contract, settings: FeedSettings, directory: str
+) -> None:
+    """Writes the SavedModel of a feed.
+
+    Args:
+        stages: Models of the same contract, with the signature `raw`.
+        videos: Serialized tf.Examples of the whole catalogue, with the features about videos and, as far as they are
+            known, what `transform.feed` lists of videos.
+        contract: The features.
+        settings: Of the feed.
+        directory: Where to; made if need be.
+
+    Raises:
+        ContractError: No videos, or one twice.
+    """
+    _Feed(stages, videos, contract, settings).save(directory)
+
+
+def _tables(videos: Iterable[bytes], contract: Contract) -> dict[str, np.ndarray]:
+    """By name, what is known of the videos, in their order; lists padded with ''."""
+    spec = parse_spec(contract)
+    wanted = {f.name: spec[f.name] for f in contract.inputs if f.about == "video"}
+    wanted |= {
+        feed.PUBLISHED_AT: tf.io.FixedLenFeature([], tf.int64, 0),
+        feed.PRIMARY_CATEGORY: tf.io.FixedLenFeature([], tf.string, ""),
+        feed.FUSED_VECTOR: tf.io.VarLenFeature(tf.float32),
+        feed.POSITIVES: tf.io.FixedLenFeature([], tf.float32, 0.0),
+    }
+    rows, parts = iter(videos), []
+    while chunk := list(islice(rows, CHUNK)):
+        parts.append({n: _dense(v).numpy() for n, v in tf.io.parse_example(tf.constant(chunk), wanted).items()})
+    if not parts:
+        raise ContractError("feed: expected videos, got none: give the catalogue that is to be served")
+    return {name: _stacked([part[name] for part in parts]) for name in wanted}
+
+
+def _stacked(parts: list[np.ndarray]) -> np.ndarray:
+    if parts[0].ndim == 1:
+        return np.concatenate(parts)
+    width = max(1, *(part.shape[1] for part in parts))
+    blank = b"" if parts[0].dtype == object else 0
+    return np.concatenate([np.pad(p, [(0, 0), (0, width - p.shape[1])], constant_values=blank) for p in parts])
+
+
+def _table(values: np.ndarray, feature: Feature | None = None, missing: Any = None) -> tf.Variable:
+    """With a last row of what is missing; lists cut to what the graph would read of them."""
+    values = np.asarray(values)
+    if feature is not None and feature.kind is Kind.IDS:
+        values = _listed(values)[:, : feature.max_length]
+    if missing is None:
+        missing = b"" if values.dtype == object else np.nan if feature and feature.kind is Kind.NUMBER else 0
+    blank = np.full([1, *values.shape[1:]], missing, values.dtype)
+    return tf.Variable(np.concatenate([values, blank]), trainable=False)
+
+
+def _listed(values: np.ndarray) -> np.ndarray:
+    """Lists [V, any] with what is not '' at the front, at least one column; an id is a list of one."""
+    values = values.reshape(len(values), -1)
+    if not values.shape[1]:
+        return np.full([len(values), 1], b"", object)
+    return np.take_along_axis(values, np.argsort(values == b"", axis=1, kind="stable"), axis=1)
+
+
+def _codes(names: Iterable[bytes]) -> np.ndarray:
+    """A number for each name; -1 for ''."""
+    names = list(names)
+    number = {name: position for position, name in enumerate(sorted({*names} - {b""}))}
+    return np.array([number.get(name, -1) for name in names], np.int32)
+
+
+def _in_turn(group: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """Videos by rank within their group, the most popular ones of all groups first."""
+    order = np.lexsort((-positives, group))
+    starts = np.flatnonzero(np.diff(group[order], prepend=group[order][:1] - 1))
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return np.asarray(order[np.lexsort((-positives[order], rank))], np.int32)
+
+
+def _author(contract: Contract) -> Feature | None:
+    return next((f for f in contract.inputs if f.source == "videos.author_id" and f.kind is Kind.ID), None)
+
+
+def _loaded(path: str | None) -> Any:
+    return None if path is None else tf.saved_model.load(path)
+
+
+def _dense(value: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
+    return tf.sparse.to_dense(value) if isinstance(value, tf.SparseTensor) else value
