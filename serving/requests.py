@@ -10,7 +10,8 @@ No TensorFlow operation runs here; only its messages are used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -72,16 +73,20 @@ def to_feed_example(
     inputs = {feature.name: feature for feature in contract.inputs if feature.about == "user"}
     message = _message(features, inputs, contract, "request")
     values = message.features.feature
-    for name, number in ((feed.LENGTH, length), (feed.NOW, now)):
-        if number is not None:
-            values[name].int64_list.value.append(number)
     known = categories or {}
+    with _says("length"):
+        values[feed.LENGTH].int64_list.value.extend([] if length is None else [_integer(length, 1)])
+    with _says("now"):
+        values[feed.NOW].int64_list.value.extend([] if now is None else [_integer(now, 0)])
     for name, ids in ((feed.EXCLUDE, exclude), (feed.QUEUE, queue), (feed.CATEGORIES, known)):
-        values[name].bytes_list.value.extend(map(_utf8, ids))
-    values[feed.CATEGORY_EVENTS].float_list.value.extend(events for events, _ in known.values())
-    values[feed.CATEGORY_RATES].float_list.value.extend(rate for _, rate in known.values())
+        with _says(name.removeprefix("feed/")):
+            values[name].bytes_list.value.extend(map(_id, ids))
+    with _says("categories"):
+        values[feed.CATEGORY_EVENTS].float_list.value.extend(_finite(events) for events, _ in known.values())
+        values[feed.CATEGORY_RATES].float_list.value.extend(_finite(rate) for _, rate in known.values())
     if len(profile):
-        values[feed.PROFILE].float_list.value.extend(map(_finite, profile))
+        with _says("profile"):
+            values[feed.PROFILE].float_list.value.extend(map(_finite, profile))
     return bytes(message.SerializeToString(deterministic=True))
 
 
@@ -111,6 +116,23 @@ def _message(row: Mapping[str, Any], inputs: Mapping[str, Feature], contract: Co
 
 class _MisfitError(ValueError):
     """What is wrong with one value; `_encode` says where."""
+
+
+@contextmanager
+def _says(what: str) -> Iterator[None]:
+    """Which part of a request for a feed does not fit."""
+    try:
+        yield
+    except _MisfitError as misfit:
+        raise ContractError(f"request, {what}: {misfit}") from None
+
+
+def _integer(value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise _MisfitError(f"expected a whole number, got {_got(value)}")
+    if not least <= int(value) < 2**63:
+        raise _MisfitError(f"expected {least} or more, below 2**63, got {value}")
+    return int(value)
 
 
 def _unknown(name: Any, inputs: Mapping[str, Feature], contract: Contract) -> str:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.requests import to_example, to_examples
+from serving.requests import to_example, to_examples, to_feed_example
 from transform.contract import ContractError, Kind, load, parse
 
 CONTRACT = parse(
@@ -162,3 +162,44 @@ def test_rows_of_the_built_in_contracts_encode(name):
     row = {f.name: [0.5] * f.dimension if f.dimension else values[f.kind] for f in contract.inputs}
     example = tf.train.Example.FromString(to_example(row, contract))
     assert set(example.features.feature) == {f.name for f in contract.inputs}
+
+
+def test_a_request_for_a_feed_holds_what_it_was_given_and_leaves_the_rest_out():
+    example = to_feed_example(
+        {"user_id": "ann", "seen": ["v1", "v2"]},
+        CONTRACT,
+        length=5,
+        exclude=["v3"],
+        categories={"pets": (3.0, 0.8), "": (1.0, 0.5)},
+        profile=[0.5, -0.5],
+    )
+    values = {
+        name: [*feature.bytes_list.value, *feature.float_list.value, *feature.int64_list.value]
+        for name, feature in tf.train.Example.FromString(example).features.feature.items()
+    }
+    assert {name: value for name, value in values.items() if value} == {
+        "user_id": [b"ann"],
+        "seen": [b"v1", b"v2"],
+        "feed/length": [5],
+        "feed/exclude": [b"v3"],
+        "feed/categories": [b"pets", b""],
+        "feed/category_events": [3.0, 1.0],
+        "feed/category_rates": pytest.approx([0.8, 0.5]),
+        "feed/profile": [0.5, -0.5],
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"features": {"title": "x"}}, "request: 'title' is not known without knowing a video"),
+        ({"features": {"user_idd": "x"}}, "did you mean 'user_id'"),
+        ({"features": {}, "exclude": ["\ud800"]}, "request, exclude: expected UTF-8"),
+        ({"features": {}, "profile": [math.inf]}, "request, profile: expected a finite 32-bit float"),
+        ({"features": {}, "length": 0}, "request, length: expected 1 or more, below 2\\*\\*63, got 0"),
+        ({"features": {}, "now": 2**63}, "request, now: expected"),
+    ],
+)
+def test_a_request_for_a_feed_that_does_not_fit_is_refused(given, message):
+    with pytest.raises(ContractError, match=message):
+        to_feed_example(given.pop("features"), CONTRACT, **given)
