@@ -4,9 +4,9 @@
 
 The models are those that a run of `make demo` pushed. A catalogue of another size is the demo's, with every video as
 often as need be under further ids; index, frames and tables are built of it as `shortlist index` builds them, with the
-product's 600 candidates a request. Measured for one user, in one process: the bare signature `raw` of retrieval, of the
-ranker over its candidates and of JIFR over the ten videos shown, and the one call of the feed, all taking turns. Then
-the feed over gRPC, through a model server of its own, with 1 and 8 clients. Results: `results/feed.json`, `.md`, `.svg`.
+product's 600 candidates a request. Measured for one user, in one process: the bare signature `raw` of retrieval, of
+the ranker over its candidates and of JIFR over the ten videos shown, and the one call of the feed, in turns. Then the
+feed over gRPC, through a model server of its own, with 1 and 8 clients. Results: `results/feed.json`, `.md`, `.svg`.
 """
 
 import argparse

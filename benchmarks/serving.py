@@ -307,8 +307,8 @@ def _swaps(under_load: list[Measure], m: Measure) -> list[str]:
     return [
         *(
             f"- {s['swaps']} swaps under load of {s['clients']} client(s): {s['requests']:,} requests, "
-            f"{s['failed_or_wrong']} failed or wrong. p99 {s['swaps_p99_ms']:.1f} ms, {s['ratio']:.2f} times the steady "
-            f"{s['steady_p99_ms']:.1f} ms."
+            f"{s['failed_or_wrong']} failed or wrong. p99 {s['swaps_p99_ms']:.1f} ms, {s['ratio']:.2f} times the "
+            f"steady {s['steady_p99_ms']:.1f} ms."
             for s in under_load
         ),
         f"- Memory after {m['swaps']} swaps {m['after_all_mib']:.0f} MiB, {m['ratio']:.3f} times that after 5 "
