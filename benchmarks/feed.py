@@ -86,9 +86,8 @@ def _built(run: dict[str, Any], size: int, work: Path) -> tuple[dict[str, str], 
     jifr_export.rebuild(served["chooser"], _copies(frames, VIDEO_ID, size), stages["chooser"])
     known = _encoded(asking.feed_catalogue(run["world"], contract, asking.clock(run["world"]), learned))
     feed = str(work / "feed" / "1")
-    feed_export.assemble(
-        feed_export.Stages(**stages), _copies(known, key, size), contract, FeedSettings(length=SHOWN), feed
-    )
+    models = feed_export.Stages(**stages)
+    feed_export.Feed(models, _copies(known, key, size), contract, FeedSettings(length=SHOWN)).save(feed)
     return stages, feed
 
 

@@ -69,7 +69,7 @@ def _rebuild(name: str, videos: Callable[[], Iterable[bytes]], served: str, to: 
 def _assemble(run: Mapping[str, Any], world: str, contract: Contract, served: str, to: str) -> None:
     """The feed of what is served now; its own served version is not looked at."""
     stages, settings = served_stages(run["models"]), FeedSettings.model_validate(run["config"]["feed"])
-    assemble(stages, world, contract, settings, learned_of_videos(run), to)
+    assemble(stages, world, contract, settings, learned_of_videos(run)).save(to)
 
 
 def _push(run: Mapping[str, Any], name: str, served: str, make: Callable[[str, str], object]) -> str:

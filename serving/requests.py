@@ -74,10 +74,10 @@ def to_feed_example(
     message = _message(features, inputs, contract, "request")
     values = message.features.feature
     known = categories or {}
-    with _says("length"):
-        values[feed.LENGTH].int64_list.value.extend([] if length is None else [_integer(length, 1)])
-    with _says("now"):
-        values[feed.NOW].int64_list.value.extend([] if now is None else [_integer(now, 0)])
+    for name, number, least in ((feed.LENGTH, length, 1), (feed.NOW, now, 0)):
+        if number is not None:  # one that is there and empty is no missing one
+            with _says(name.removeprefix("feed/")):
+                values[name].int64_list.value.append(_integer(number, least))
     for name, ids in ((feed.EXCLUDE, exclude), (feed.QUEUE, queue), (feed.CATEGORIES, known)):
         with _says(name.removeprefix("feed/")):
             values[name].bytes_list.value.extend(map(_id, ids))

@@ -69,11 +69,25 @@ class _Asked(NamedTuple):
     profile: tf.Tensor
 
 
-class _Feed(VideoNumbers):
-    """Holds what the signatures need, so that its variables, tables and files are saved.
+class Feed(VideoNumbers):
+    """A feed, which holds what its signatures need, so that their variables, tables and files are saved.
 
-    Tables have a row more than there are videos: that of a video which the catalogue lacks.
+    Args:
+        stages: Models of the same contract, with the signature `raw`.
+        videos: Serialized tf.Examples of the whole catalogue, with the features about videos and, as far as they are
+            known, what `transform.feed` lists of videos.
+        contract: The features.
+        settings: Of the feed.
+
+    Attributes:
+        ranker: The loaded stage; `retriever` and `chooser` are None where there is none.
+        answers: By name, the signatures that will be saved.
+
+    Raises:
+        ContractError: No videos, or one twice.
     """
+
+    # Tables have a row more than there are videos: that of a video which the catalogue lacks.
 
     def __init__(self, stages: Stages, videos: Iterable[bytes], contract: Contract, settings: FeedSettings) -> None:
         tables = _tables(videos, contract)
@@ -93,10 +107,13 @@ class _Feed(VideoNumbers):
         self.author = _table(_codes(tables[author.name][order] if author else [b""] * len(order)), missing=-1)
         popular = _in_turn(self.topic.numpy()[:-1], tables[feed.POSITIVES][order])
         self.popular, self.popularity = _table(popular), _table(np.argsort(popular).astype(np.int32))
+        self.answers = self._signatures()
 
     def save(self, directory: str) -> None:
-        """Writes the SavedModel."""
+        """Writes the SavedModel; the folder is made if need be."""
+        tf.saved_model.save(self, directory, signatures=self.answers)
 
+    def _signatures(self) -> dict[str, Any]:
         def recommend(examples: tf.Tensor) -> Tensors:
             return self._recommend(self._parse(examples))
 
@@ -109,13 +126,12 @@ class _Feed(VideoNumbers):
         examples = tf.TensorSpec([None], tf.string, "examples")
         pairs = examples, tf.TensorSpec([None, None], tf.string, "video_ids")
         whole = tf.function(recommend, autograph=False).get_concrete_function(examples)
-        signatures = {
+        return {
             "serving_default": whole,
             "recommend": whole,
             "rank": tf.function(rank, autograph=False).get_concrete_function(*pairs),
             "cover": tf.function(cover, autograph=False).get_concrete_function(*pairs),
         }
-        tf.saved_model.save(self, directory, signatures=signatures)
 
     def _parse(self, examples: tf.Tensor) -> _Asked:
         spec, width = parse_spec(self._contract), int(self.content.shape[1])
@@ -278,25 +294,6 @@ class _Feed(VideoNumbers):
         people = {name: tf.gather(asked.features[name], who) for name in wanted}
         answer = self.chooser.signatures["raw"](**people, **{key: tf.reshape(ids, [-1])})
         return {name: tf.reshape(answer[theirs], tf.shape(ids)) for name, theirs in _FRAMES.items()}
-
-
-def assemble(
-    stages: Stages, videos: Iterable[bytes], contract: Contract, settings: FeedSettings, directory: str
-) -> None:
-    """Writes the SavedModel of a feed.
-
-    Args:
-        stages: Models of the same contract, with the signature `raw`.
-        videos: Serialized tf.Examples of the whole catalogue, with the features about videos and, as far as they are
-            known, what `transform.feed` lists of videos.
-        contract: The features.
-        settings: Of the feed.
-        directory: Where to; made if need be.
-
-    Raises:
-        ContractError: No videos, or one twice.
-    """
-    _Feed(stages, videos, contract, settings).save(directory)
 
 
 def _tables(videos: Iterable[bytes], contract: Contract) -> dict[str, np.ndarray]:

@@ -53,9 +53,10 @@ class Executor(base_executor.BaseExecutor):
         learned = {name: artifact_utils.get_single_uri(input_dict[name]) for name in _LEARNED if input_dict.get(name)}
         settings = FeedSettings.model_validate_json(exec_properties["settings_json"])
         directory, at = path_utils.serving_model_dir(model.uri), asking.clock(world)
-        rows = assemble(stages, world, contract, settings, learned, directory)
-        model.set_int_custom_property("rows", rows)
-        golden.write(golden.requests(stages, directory, world, contract, at, learned), model.uri)
+        feed = assemble(stages, world, contract, settings, learned)
+        feed.save(directory)
+        model.set_int_custom_property("rows", len(feed.ids.numpy()))
+        golden.write(golden.requests(feed, world, contract, at, learned), model.uri)
         write_warm_up(directory, golden.read(model.uri))
 
 
@@ -66,14 +67,9 @@ def served_stages(models: str) -> dict[str, str]:
 
 
 def assemble(
-    stages: dict[str, str],
-    world: str,
-    contract: Contract,
-    settings: FeedSettings,
-    learned: dict[str, str],
-    directory: str,
-) -> int:
-    """Writes the SavedModel of a feed over the videos that a world has now.
+    stages: dict[str, str], world: str, contract: Contract, settings: FeedSettings, learned: dict[str, str]
+) -> Any:
+    """The feed over the videos that a world has now: a `trainer.feed_export.Feed`.
 
     Args:
         stages: As `served_stages` gives them, with a `ranker`.
@@ -81,16 +77,13 @@ def assemble(
         contract: The features.
         settings: Of the feed.
         learned: As for `asking.serving_rows`.
-        directory: Where to.
 
-    Returns:
-        How many videos it holds.
+    Raises:
+        ContractError: There are no videos, or one is there twice.
     """
-    batch = asking.feed_catalogue(world, contract, asking.clock(world), learned)
     exporter = importlib.import_module(EXPORTER)
-    videos = RecordBatchToExamplesEncoder().encode(batch)
-    exporter.assemble(exporter.Stages(**stages), videos, contract, settings, directory)
-    return int(batch.num_rows)
+    videos = RecordBatchToExamplesEncoder().encode(asking.feed_catalogue(world, contract, asking.clock(world), learned))
+    return exporter.Feed(exporter.Stages(**stages), videos, contract, settings)
 
 
 def write_warm_up(directory: str, logs: list[Any]) -> None:

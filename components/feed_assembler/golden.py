@@ -1,7 +1,7 @@
 """Requests whose answers are known, by which a served feed is checked.
 
 What the feed says of given videos is worked out a second way: each stage is asked alone, with the examples that an
-impression at that instant would have been trained as. Only for the order of whole feeds the assembled model is its own
+impression at that instant would have been trained as. Only for the order of whole feeds the assembled graph is its own
 witness: there the check is that a server answers as TensorFlow does.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,20 +28,17 @@ _COVER = {"frame": "frames", "path": "frame_paths", "frame_score": "frame_scores
 
 
 def requests(
-    stages: Mapping[str, str], feed: str, world: str, contract: Contract, at: int, learned: Mapping[str, str]
+    feed: Any, world: str, contract: Contract, at: int, learned: Mapping[str, str]
 ) -> Iterator[prediction_log_pb2.PredictionLog]:
     """Requests with their answers, for some users of a world and for somebody new.
 
     Args:
-        stages: Folders of the SavedModels: `ranker`, and `chooser` if there is one.
-        feed: Folder of the assembled SavedModel.
+        feed: `trainer.feed_export.Feed`.
         world: Folder of the tables.
         contract: The features.
         at: Unix seconds.
         learned: As for `asking.serving_rows`.
     """
-    ranker, whole = tf.saved_model.load(stages["ranker"]), tf.saved_model.load(feed)
-    chooser = tf.saved_model.load(stages["chooser"]) if "chooser" in stages else None
     users = sorted(filter(None, tables.read_table(world, "users", ["user_id"])["user_id"].to_pylist()))[:USERS]
     videos = sorted(filter(None, tables.read_table(world, "videos", ["video_id"])["video_id"].to_pylist()))[:VIDEOS]
     for user in (*users, NEWCOMER):
@@ -56,12 +54,12 @@ def requests(
         examples = {"examples": np.array([example], object)}
         pairs = {**examples, "video_ids": np.array([videos], object)}
         rows = tf.constant(to_examples(asking.serving_rows(world, contract, user, videos, at, learned), contract))
-        ranked = _answer(ranker.signatures["serving_default"], {"examples": rows})
+        ranked = _answer(feed.ranker.signatures["serving_default"], {"examples": rows})
         yield _log("rank", pairs, {("scores" if name == "score" else name): v[None] for name, v in ranked.items()})
-        if chooser is not None:
-            shown = _answer(chooser.signatures["serving_default"], {"examples": rows})
+        if feed.chooser is not None:
+            shown = _answer(feed.chooser.signatures["serving_default"], {"examples": rows})
             yield _log("cover", pairs, {_COVER[name]: v[None] for name, v in shown.items() if name in _COVER})
-        yield _log("recommend", examples, _answer(whole.signatures["recommend"], examples))
+        yield _log("recommend", examples, _answer(feed.answers["recommend"], examples))
 
 
 def write(logs: Iterator[prediction_log_pb2.PredictionLog], uri: str) -> None:

@@ -177,6 +177,7 @@ def test_a_request_for_a_feed_holds_what_it_was_given_and_leaves_the_rest_out():
         name: [*feature.bytes_list.value, *feature.float_list.value, *feature.int64_list.value]
         for name, feature in tf.train.Example.FromString(example).features.feature.items()
     }
+    assert "feed/now" not in values  # an empty number would be refused, a missing one is not
     assert {name: value for name, value in values.items() if value} == {
         "user_id": [b"ann"],
         "seen": [b"v1", b"v2"],

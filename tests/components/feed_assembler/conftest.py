@@ -73,7 +73,7 @@ class Small:
     def feed(self, folder: Path, settings: FeedSettings = PLAIN, without: tuple[str, ...] = ()) -> Any:
         """The assembled feed, loaded."""
         stages = {name: path for name, path in self.stages.items() if name not in without}
-        assemble(stages, self.world, self.contract, settings, self.learned, str(folder))
+        assemble(stages, self.world, self.contract, settings, self.learned).save(str(folder))
         return tf.saved_model.load(str(folder))
 
 

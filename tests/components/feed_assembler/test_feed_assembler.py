@@ -14,6 +14,7 @@ from components.feed_assembler.executor import assemble
 from components.impression_example_gen import asking
 from components.world import tables
 from serving.requests import to_examples, to_feed_example
+from trainer.feed_export import Feed, Stages
 from transform.contract import ContractError
 from transform.feed import FeedSettings
 
@@ -200,7 +201,7 @@ def test_a_share_of_the_places_is_kept_for_fresh_videos(small, users, videos, tm
     tables.write_table(str(tmp_path / "world"), "videos", table)
     settings = FeedSettings(length=6, per_author=None, per_topic=None, fresh_share=0.5, fresh_hours=2.0)
     stages = {name: path for name, path in small.stages.items() if name != "retriever"}
-    assemble(stages, str(tmp_path / "world"), small.contract, settings, small.learned, str(tmp_path / "1"))
+    assemble(stages, str(tmp_path / "world"), small.contract, settings, small.learned).save(str(tmp_path / "1"))
     feed = tf.saved_model.load(str(tmp_path / "1"))
     fresh = {video.encode() for video in videos[::3]}
     for user in users:
@@ -220,7 +221,7 @@ def test_new_counters_are_taken_over_without_training(small, videos, tmp_path):
         tables.write_table(str(tmp_path / "world"), name, tables.read_table(small.world, name))
     world = str(tmp_path / "world")
     tables.write_table(world, "interactions", pa.concat_tables([events, pa.Table.from_pylist(added, events.schema)]))
-    assemble(small.stages, world, small.contract, FeedSettings(), small.learned, str(tmp_path / "1"))
+    assemble(small.stages, world, small.contract, FeedSettings(), small.learned).save(str(tmp_path / "1"))
     now = asking.clock(world)
     assert now == small.now + 11
     asked = asking.user_context(world, small.contract, user, now, small.learned)
@@ -233,18 +234,15 @@ def test_new_counters_are_taken_over_without_training(small, videos, tmp_path):
     np.testing.assert_allclose(answer["scores"][0], stage(examples=tf.constant(examples))["score"], atol=1e-5)
 
 
-def test_no_videos_are_refused(small, tmp_path):
-    from trainer.feed_export import Stages
-    from trainer.feed_export import assemble as export
-
+def test_no_videos_are_refused(small):
     with pytest.raises(ContractError, match="expected videos, got none"):
-        export(Stages(small.stages["ranker"]), [], small.contract, FeedSettings(), str(tmp_path / "1"))
+        Feed(Stages(small.stages["ranker"]), [], small.contract, FeedSettings())
 
 
 def test_golden_requests_cover_every_signature_and_hold_the_answers(small, plain, tmp_path):
-    assemble(small.stages, small.world, small.contract, FeedSettings(length=6), small.learned, str(tmp_path / "1"))
-    logs = golden.requests(small.stages, str(tmp_path / "1"), small.world, small.contract, small.now, small.learned)
-    golden.write(logs, str(tmp_path))
+    assembled = assemble(small.stages, small.world, small.contract, FeedSettings(length=6), small.learned)
+    assembled.save(str(tmp_path / "1"))
+    golden.write(golden.requests(assembled, small.world, small.contract, small.now, small.learned), str(tmp_path))
     read = golden.read(str(tmp_path))
     assert [log.request.model_spec.signature_name for log in read] == ["rank", "cover", "recommend"] * 4
     feed = tf.saved_model.load(str(tmp_path / "1"))
