@@ -231,12 +231,11 @@ class Feed(VideoNumbers):
         return tf.where(tf.reduce_any(numbers[:, :, tf.newaxis] == excluded[:, tf.newaxis, :], axis=2), "", ids)
 
     def _scores(self, asked: _Asked, ids: tf.Tensor) -> Tensors:
-        """`scores` [B, N] and what else the ranker says."""
-        batch, number = tf.shape(ids)[0], tf.shape(ids)[1]
-        who = tf.repeat(tf.range(batch), number)
-        answer = self.ranker.signatures["raw"](**self._pairs(asked, who, tf.reshape(ids, [-1])))
-        shaped = {n: tf.reshape(v, tf.concat([[batch, number], tf.shape(v)[1:]], 0)) for n, v in answer.items()}
-        return {"scores": shaped.pop("score"), **shaped}
+        """`scores` [B, N] and what else the ranker says; 0 where an id is ''."""
+        places = tf.cast(tf.where(ids != ""), tf.int32)  # what is padding need not be scored
+        answer = self.ranker.signatures["raw"](**self._pairs(asked, places[:, 0], tf.gather_nd(ids, places)))
+        whole = {n: tf.scatter_nd(places, v, tf.concat([tf.shape(ids), tf.shape(v)[1:]], 0)) for n, v in answer.items()}
+        return {"scores": whole.pop("score"), **whole}
 
     def _pairs(self, asked: _Asked, who: tf.Tensor, ids: tf.Tensor) -> Tensors:
         """All that a ranker reads of pairs of user and video, each [pairs, ...]."""
