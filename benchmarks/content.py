@@ -86,7 +86,7 @@ def _record(run: Path) -> Row:
 def _measure(run: Row, folder: Path, variant: str, seed: int) -> Row:
     """Train the ranker's variant on what the run left behind, and measure the exported model on the test split."""
     artifacts = Path(run["artifacts"]["ranker"]["model_run"]).parents[2]
-    transform = artifacts / "Transform.ranker"
+    transform = artifacts / "Transform.impressions"
     settings, out = configs.load("demo").models["ranker"], folder / variant
     arguments = SimpleNamespace(
         train_files=[f"{_newest(transform / 'transformed_examples')}/Split-train/*"],

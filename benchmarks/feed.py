@@ -3,10 +3,11 @@
     python benchmarks/feed.py [--run runs/demo] [--sizes 1000 10000 100000] [--seconds 10]
 
 The models are those that a run of `make demo` pushed. A catalogue of another size is the demo's, with every video as
-often as need be under further ids; index, frames and tables are built of it as `shortlist index` builds them, with the
-product's 600 candidates a request. Measured for one user, in one process: the bare signature `raw` of retrieval, of
-the ranker over its candidates and of JIFR over the ten videos shown, and the one call of the feed, in turns. Then the
-feed over gRPC, through a model server of its own, with 1 and 8 clients. Results: `results/feed.json`, `.md`, `.svg`.
+often as need be under further ids and with noise on its content vectors; index, frames and tables are built of it as
+`shortlist index` builds them, with the product's 600 candidates a request. Measured for one user, in one process: the
+bare signature `raw` of retrieval, of the ranker over its candidates and of JIFR over the ten videos shown, and the one
+call of the feed, in turns. Then the feed over gRPC, through a model server of its own, with 1 and 8 clients. Results:
+`results/feed.json`, `.md`, `.svg`.
 """
 
 import argparse
@@ -48,6 +49,7 @@ from transform.schema import parse_spec
 HERE = Path(__file__).parent
 SHOWN, CANDIDATES, BAR = 10, 600, 1.3
 CLIENTS = (1, 8)
+VECTORS = {"visual_vector", "audio_vector", "text_vector", "look_vector"}
 PACKAGES = ("tensorflow", "tensorflow-serving-api", "grpcio", "numpy")
 Row = dict[str, Any]
 
@@ -96,12 +98,17 @@ def _encoded(batch: Any) -> list[bytes]:
 
 
 def _copies(records: list[bytes], key: str, size: int) -> Iterator[bytes]:
-    """So many examples of videos, each under an id of its own; the first ones are the given ones."""
+    """So many examples of videos, each under an id of its own; the first are the given ones, others look different."""
+    random = np.random.default_rng(0)
     for number in range(size):
         copy, source = divmod(number, len(records))
         example = tf.train.Example.FromString(records[source])
         if copy:
-            example.features.feature[key].bytes_list.value[0] += f"-{copy}".encode()
+            values = example.features.feature
+            values[key].bytes_list.value[0] += f"-{copy}".encode()
+            for name in VECTORS & set(values):
+                vector = np.array(values[name].float_list.value)
+                values[name].float_list.value[:] = vector + random.normal(0, vector.std(), len(vector))
         yield example.SerializeToString()
 
 

@@ -126,10 +126,13 @@ def _split(protocol: str, events: dict[str, Any]) -> np.ndarray:
 def _derive(events: dict[str, Any], known: np.ndarray) -> None:
     """Add the `derived.*` columns: what the `known` among the events strictly before each one say."""
     rating, at = events["interactions.rating"], events["interactions.at"]
-    for key, column in (("user", "users.user_id"), ("video", "videos.video_id")):
+    first_genres = [genres[0] for genres in events["videos.tags"]]
+    by_genre = list(map("\0".join, zip(events["users.user_id"], first_genres, strict=True)))
+    groups = {"user": events["users.user_id"], "video": events["videos.video_id"], "user_category": by_genre}
+    for key, column in groups.items():
         counts, positives = np.zeros(len(at)), np.zeros(len(at))
         histories: list[list[str]] = [[] for _ in at] if key == "user" else []
-        for members in _groups(events[column], at):
+        for members in _groups(column, at):
             seen = members[known[members]]
             liked = seen[rating[seen] > 3]
             before, liked_before = (np.searchsorted(at[part], at[members], side="left") for part in (seen, liked))
