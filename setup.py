@@ -18,6 +18,7 @@ INSTALL_REQUIRES = [
     "jinja2",
     "markupsafe",
     "kfp==2.5.0",
+    "kfp-server-api",
     "ml-metadata==1.16.0",
     "ml-dtypes",
     "numpy==1.26.4",
@@ -48,6 +49,7 @@ INSTALL_REQUIRES = [
     "tfx[kfp]==1.16.0",
     "typer",
     "typing-extensions",
+    "urllib3",
     "uvicorn",
 ]
 

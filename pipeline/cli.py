@@ -266,6 +266,23 @@ def compile_pipeline(
         console.print(f"{len(kubeflow.executors(job))} steps written to {out}", highlight=False)
 
 
+@app.command()
+def submit(
+    spec: Annotated[Path, typer.Argument(help="What `shortlist compile` wrote.")],
+    experiment: Annotated[str, typer.Option("--experiment", help="Made if there is none.")] = "shortlist",
+    world: World = None,
+    cron: Annotated[
+        str | None, typer.Option("--cron", help='Again and again: six fields, as in "0 0 3 * * *" for 3:00.')
+    ] = None,
+) -> None:
+    """Start a compiled pipeline on the Kubeflow Pipelines server that KFP_HOST (and KFP_TOKEN) name."""
+    with _log_to(Path("runs/submit.log")) as console:
+        from pipeline import submit as submitting
+
+        kind, number = submitting.submit(spec, experiment, {"world": world} if world else None, cron)
+        console.print(f"Started {kind} {number} in experiment {experiment}", highlight=False)
+
+
 def _log_to(path: Path) -> Any:
     from pipeline.screen import quiet
 

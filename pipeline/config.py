@@ -85,12 +85,39 @@ class ModelConfig(_Strict):
     slices: tuple[str, ...] = ()
 
 
+class Resources(_Strict):
+    """What a step's container asks for; None leaves it to the cluster."""
+
+    cpus: float | None = Field(default=None, gt=0)
+    memory_gigabytes: float | None = Field(default=None, gt=0)
+    gpus: int = Field(default=0, ge=0)
+    gpu_type: str = "nvidia.com/gpu"
+
+
+class KubeflowSettings(_Strict):
+    """How steps run on Kubeflow Pipelines, by the name of a component (`Trainer`) or of one node (`Trainer.ranker`).
+
+    Attributes:
+        retries: How often a step that failed is tried again.
+        resources: What containers ask for; `default` is for steps that are not named.
+        cached: Components whose outputs may be an earlier run's, where all inputs are the same. What reads the world
+            cannot know whether it changed: leave those out.
+        beam_args: Of single components, instead of the run's.
+    """
+
+    retries: int = Field(default=0, ge=0)
+    resources: dict[str, Resources] = {}
+    cached: tuple[str, ...] = ()
+    beam_args: dict[str, tuple[str, ...]] = {}
+
+
 class RunConfig(_Strict):
     """A run: which contract, how examples are split, which models with which gates.
 
     `clips` decodes the world's media; its content vectors are those of the classifier being served. `topics` learns
     topics of videos with the topic representation being served; `queues` says what the feed takes of each topic;
     `frames` describes the candidates for covers. `feed` joins what is served in one model, `serving_check` tries it.
+    `kubeflow` is heeded by `shortlist compile` alone.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
@@ -107,6 +134,7 @@ class RunConfig(_Strict):
     serving_check: ServingCheckSettings = ServingCheckSettings()
     models: dict[str, ModelConfig] = Field(min_length=1)
     beam_args: tuple[str, ...] = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
+    kubeflow: KubeflowSettings = KubeflowSettings()
 
     @field_validator("models")
     @classmethod
@@ -170,6 +198,8 @@ def _explain(detail: Any) -> str:
             *FrameSettings.model_fields,
             *FeedSettings.model_fields,
             *ServingCheckSettings.model_fields,
+            *KubeflowSettings.model_fields,
+            *Resources.model_fields,
         }
         return f"{key}: unknown key{did_you_mean(str(detail['loc'][-1]), known)}: remove it"
     got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
 
 from pipeline import training_pipeline
-from pipeline.config import RunConfig
+from pipeline.config import KubeflowSettings, Resources, RunConfig
 from transform import contract as contracts
+
+WORLD = "world"  # the parameter of a spec that says where the tables are
 
 
 def compile_spec(config: RunConfig, world: str, root: str, models: str, image: str) -> dict[str, Any]:
     """The PipelineJob of a run as a dictionary.
 
-    Nothing is cached between runs of one spec: it cannot know whether the world changed.
+    It has a parameter, `world`, so that one spec serves every day's data. What reads the world is never cached: the
+    engine cannot know whether the tables changed.
 
     Args:
         config: What to run.
-        world: Folder of canonical tables that the cluster can read.
+        world: Folder of canonical tables that the cluster can read: the parameter's default.
         root: Folder of artifacts that the cluster can write.
         models: Push destination that the cluster can write.
-        image: Container image with Shortlist installed.
+        image: Container image with Shortlist installed, best by digest (NAME@sha256:...).
+
+    Raises:
+        ContractError: `kubeflow` of the configuration names a step that there is not.
     """
     contract = contracts.load(config.contract)
     at = training_pipeline.Locations(world=world, fingerprint="", root=root, models=models)
@@ -32,7 +39,69 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
         kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True)
     )
     job: dict[str, Any] = runner.run(pipeline, write_out=False)
+    _open_to_world(job, world)
+    _settle(job["pipelineSpec"], config)
     return job
+
+
+def _open_to_world(job: dict[str, Any], world: str) -> None:
+    """Every constant that is the world becomes the parameter."""
+    root = job["pipelineSpec"]["root"]
+    root["inputDefinitions"] = {"parameters": {WORLD: {"parameterType": "STRING", "defaultValue": world}}}
+    job.setdefault("runtimeConfig", {})["parameterValues"] = {WORLD: world}
+    for task in root["dag"]["tasks"].values():
+        for value in task.get("inputs", {}).get("parameters", {}).values():
+            if value.get("runtimeValue", {}).get("constant") == world:
+                del value["runtimeValue"]
+                value["componentInputParameter"] = WORLD
+
+
+def _settle(spec: dict[str, Any], config: RunConfig) -> None:
+    """What the configuration says of single steps."""
+    settings, tasks = config.kubeflow, spec["root"]["dag"]["tasks"]
+    _refuse_unknown(settings, tasks)
+    for name, task in tasks.items():
+        container = spec["deploymentSpec"]["executors"][f"{name}_executor"].get("container")
+        if container is None:
+            continue
+        task["cachingOptions"] = {"enableCache": any(node in settings.cached for node in _called(name))}
+        if settings.retries:
+            task["retryPolicy"] = {"maxRetryCount": settings.retries, "backoffDuration": "30s", "backoffFactor": 2.0}
+        resources = _of_step(settings.resources, name, settings.resources.get("default"))
+        if resources is not None and (asked := _asked(resources)):
+            container["resources"] = asked
+        own = _of_step(settings.beam_args, name, None)
+        if own is not None:
+            kept = container["args"][: len(container["args"]) - len(config.beam_args)]
+            container["args"] = [*kept, *own]
+
+
+def _called(name: str) -> tuple[str, str]:
+    """A step by its own name and by that of its component."""
+    return name, name.partition(".")[0]
+
+
+def _of_step(by_name: Mapping[str, Any], name: str, default: Any) -> Any:
+    return next((by_name[node] for node in _called(name) if node in by_name), default)
+
+
+def _asked(resources: Resources) -> dict[str, Any]:
+    given = {"cpuLimit": resources.cpus, "cpuRequest": resources.cpus}
+    given |= {"memoryLimit": resources.memory_gigabytes, "memoryRequest": resources.memory_gigabytes}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if resources.gpus:
+        asked["accelerator"] = {"type": resources.gpu_type, "count": str(resources.gpus)}
+    return asked
+
+
+def _refuse_unknown(settings: KubeflowSettings, tasks: Mapping[str, Any]) -> None:
+    known = {node for name in tasks for node in _called(name)}
+    named = {*settings.resources, *settings.cached, *settings.beam_args} - {"default"}
+    for name in sorted(named - known):
+        hint = contracts.did_you_mean(name, known)
+        raise contracts.ContractError(
+            f"kubeflow: there is no step {name!r}{hint}: expected one of {', '.join(sorted(known))}"
+        )
 
 
 def executors(job: dict[str, Any]) -> dict[str, str]:

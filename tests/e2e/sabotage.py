@@ -6,9 +6,13 @@ score; {"good": path, "flip": [feature, value]} turns scores around where the fe
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+
+from components.contract_schema.executor import Executor as ContractSchemaExecutor
 
 
 def failing_run_fn(fn_args: Any) -> None:
@@ -45,3 +49,14 @@ class Spoilt(tf.Module):
         buckets = 1000
         random = tf.cast(tf.strings.to_hash_bucket_fast(examples, buckets), tf.float32) / buckets - 0.5
         return {"score": tf.clip_by_value(score + self.noise * random, 0.001, 0.999)}
+
+
+class FailsOnce(ContractSchemaExecutor):
+    """ContractSchema whose first container dies; `FAILED_BEFORE` names the file by which the second one knows."""
+
+    def Do(self, *arguments: Any) -> None:  # noqa: N802
+        marker = Path(os.environ["FAILED_BEFORE"])
+        if not marker.exists():
+            marker.touch()
+            raise RuntimeError("fails the first time")
+        super().Do(*arguments)

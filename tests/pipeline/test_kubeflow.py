@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pipeline import config, kubeflow
+from transform.contract import ContractError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "movielens_pipeline.json"
 
@@ -80,3 +81,67 @@ def test_kubeflow_sdk_loads_the_spec(job, tmp_path):
 
     component = load_component_from_text(yaml.safe_dump(job["pipelineSpec"]))
     assert component.pipeline_spec.pipeline_info.name == "movielens"
+
+
+SETTINGS = {
+    "retries": 2,
+    "resources": {
+        "default": {"cpus": 1, "memory_gigabytes": 4},
+        "Trainer": {"cpus": 8, "memory_gigabytes": 32, "gpus": 1},
+    },
+    "cached": ["Transform", "Trainer"],
+    "beam_args": {"StatisticsGen": ["--runner=FlinkRunner", "--flink_master=flink:8081"]},
+}
+
+
+@pytest.fixture(scope="module")
+def settled():
+    settings = config.load("movielens").model_copy(
+        update={"kubeflow": config.KubeflowSettings.model_validate(SETTINGS)}
+    )
+    return kubeflow.compile_spec(settings, "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1")
+
+
+def container(job, step):
+    return job["pipelineSpec"]["deploymentSpec"]["executors"][f"{step}_executor"]["container"]
+
+
+def test_steps_ask_for_what_the_configuration_says(settled):
+    asked = {"cpuLimit": 8.0, "cpuRequest": 8.0, "memoryLimit": 32.0, "memoryRequest": 32.0}
+    gpu = {"type": "nvidia.com/gpu", "count": "1"}
+    assert container(settled, "Trainer")["resources"] == {**asked, "accelerator": gpu}
+    assert container(settled, "Evaluator")["resources"]["memoryLimit"] == 4.0
+    assert "accelerator" not in container(settled, "Evaluator")["resources"]
+
+
+def test_every_step_is_tried_again_and_only_named_ones_are_cached(settled):
+    tasks = settled["pipelineSpec"]["root"]["dag"]["tasks"]
+    assert {task["retryPolicy"]["maxRetryCount"] for task in tasks.values()} == {2}
+    assert {name for name, task in tasks.items() if task["cachingOptions"]["enableCache"]} == {"Transform", "Trainer"}
+
+
+def test_one_step_has_beam_arguments_of_its_own(settled, job):
+    assert container(settled, "StatisticsGen")["args"][-2:] == SETTINGS["beam_args"]["StatisticsGen"]
+    assert "--runner=DirectRunner" not in container(settled, "StatisticsGen")["args"]
+    assert container(settled, "Transform")["args"] == container(job, "Transform")["args"]
+
+
+def test_the_world_is_a_parameter_wherever_it_is_read(job):
+    root = job["pipelineSpec"]["root"]
+    assert root["inputDefinitions"]["parameters"]["world"]["defaultValue"] == "s3://bucket/worlds/movielens"
+    readers = {
+        name
+        for name, task in root["dag"]["tasks"].items()
+        if task.get("inputs", {}).get("parameters", {}).get("world") == {"componentInputParameter": "world"}
+    }
+    assert readers == {"ImpressionExampleGen", "FeedAssembler"}
+    assert json.dumps(root["dag"]).count("s3://bucket/worlds/movielens") == 0
+
+
+@pytest.mark.parametrize(
+    "given", [{"cached": ["Trainr"]}, {"resources": {"Trainr": {}}}, {"beam_args": {"Trainr": []}}]
+)
+def test_settings_of_a_step_that_there_is_not_are_refused(given):
+    settings = config.load("movielens").model_copy(update={"kubeflow": config.KubeflowSettings.model_validate(given)})
+    with pytest.raises(ContractError, match=r"there is no step 'Trainr' \(did you mean 'Trainer'\?\)"):
+        kubeflow.compile_spec(settings, "w", "r", "m", "i")

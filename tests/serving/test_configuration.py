@@ -41,6 +41,7 @@ def model(more: str = "", name: str = "m", path: str = "/models/m", platform: st
 
 def test_the_shipped_configs_are_read_and_ask_for_what_they_say():
     assert read_models_config(str(CONFIGS / "models.config")) == (
+        ModelSource("feed", "/models/feed", Latest(1), {}),
         ModelSource("ranker", "/models/ranker", Latest(1), {}),
     )
     assert read_batching(str(CONFIGS / "batching.config")) == BatchingParameters(1024, 1000, 100, 2)

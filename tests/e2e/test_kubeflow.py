@@ -1,0 +1,123 @@
+"""The compiled spec does what a local run does: each container's command is run, as Kubeflow Pipelines would."""
+
+import copy
+import glob
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from rich.console import Console
+
+from components.importers.demo import import_demo
+from pipeline import kubeflow, local_runner
+from pipeline.config import RunConfig
+from tests.pipeline.kubeflow_engine import Engine, TaskFailedError
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+CACHED = ["ContractSchema", "ImpressionExampleGen", "StatisticsGen", "ExampleValidator", "AnomalyGate", "Transform"]
+
+
+def settings(at_least: float = 0.1) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "tiny",
+            "contract": "microvideo",
+            "feed": {"length": 5},
+            "kubeflow": {"cached": CACHED, "retries": 1},
+            "models": {
+                "ranker": {
+                    "model": {"architecture": "lr"},
+                    "training": {"epochs": 1, "batch_size": 256},
+                    "gates": [{"metric": "auc", "at_least": at_least}],
+                }
+            },
+        }
+    )
+
+
+def job(world: str, folder: Path, config: RunConfig) -> dict:
+    return kubeflow.compile_spec(config, world, f"{folder}/root", f"{folder}/models", "example/shortlist@sha256:0")
+
+
+def scores(models: Path, examples: str) -> np.ndarray:
+    (version,) = (models / "ranker").iterdir()
+    records = list(tf.data.TFRecordDataset(glob.glob(f"{examples}/Split-test/*"), "GZIP").as_numpy_iterator())
+    answer = tf.saved_model.load(str(version)).signatures["serving_default"]
+    return answer(examples=tf.constant(sorted(records)))["score"].numpy()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("world")
+    import_demo(None, str(out), users=60, videos=60, interactions=2500, seed=4)
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory) -> Engine:
+    return Engine(str(tmp_path_factory.mktemp("kubeflow") / "root"))
+
+
+@pytest.fixture(scope="module")
+def first(engine, world):
+    return engine.run(job(world, Path(engine.root).parent, settings()), "first"), list(engine.started)
+
+
+def test_the_spec_pushes_what_a_local_run_pushes(first, engine, world, tmp_path):
+    done, started = first
+    assert started == list(done)
+    assert done["Evaluator"]["blessing"][0]["metadata"]["blessed"] == 1
+    assert done["ServingCheck"]["blessing"][0]["metadata"]["blessed"] == 1
+    local = local_runner.run(settings(), world, tmp_path / "tiny", Console(quiet=True), tmp_path / "log")
+    assert local.outcome == "pushed"
+    examples = local.artifacts["ranker"]["examples"]
+    mine, theirs = scores(Path(local.models), examples), scores(Path(engine.root).parent / "models", examples)
+    assert mine.std() > 0.001
+    np.testing.assert_allclose(theirs, mine, atol=1e-5)
+    assert len(list((Path(engine.root).parent / "models" / "feed").iterdir())) == 1
+
+
+def test_what_did_not_change_is_not_run_again_and_a_refused_model_is_not_pushed(first, engine, world):
+    models = Path(engine.root).parent / "models"
+    before = sorted(path.name for path in (models / "ranker").iterdir())
+    done = engine.run(job(world, models.parent, settings(at_least=0.999)), "second")
+    assert sorted(engine.skipped) == sorted(CACHED)
+    assert done["Evaluator"]["blessing"][0]["metadata"]["blessed"] == 0
+    assert sorted(path.name for path in (models / "ranker").iterdir()) == before
+    served = done["ServingBaseline"]["baseline"][0]["metadata"]["served_version"]
+    assert [served] == before
+
+
+def only(task: str, spec: dict) -> dict:
+    """The same job with one task, which needs no other."""
+    spec = copy.deepcopy(spec)
+    tasks = spec["pipelineSpec"]["root"]["dag"]["tasks"]
+    spec["pipelineSpec"]["root"]["dag"]["tasks"] = {task: tasks[task]}
+    return spec
+
+
+def test_another_world_is_a_parameter_of_the_same_spec(engine, world, first, tmp_path):
+    import_demo(None, str(tmp_path), users=20, videos=20, interactions=300, seed=5)
+    spec = only("ImpressionExampleGen", job(world, Path(engine.root).parent, settings()))
+    engine.run(spec, "same")
+    assert engine.skipped == ["ImpressionExampleGen"]
+    done = engine.run(spec, "other", {"world": str(tmp_path)})
+    assert engine.started == ["ImpressionExampleGen"]
+    assert done["ImpressionExampleGen"]["examples"][0]["metadata"]["rows"] == 300
+
+
+def test_a_step_that_failed_is_tried_again(engine, world, tmp_path):
+    spec = only("ContractSchema", job(world, Path(engine.root).parent, settings()))
+    container = spec["pipelineSpec"]["deploymentSpec"]["executors"]["ContractSchema_executor"]["container"]
+    container["args"][1] = "tests.e2e.sabotage.FailsOnce"
+    container["env"] = [{"name": "FAILED_BEFORE", "value": str(tmp_path / "marker")}]
+    assert json.dumps(engine.run(spec, "retried")["ContractSchema"]).count("retried/ContractSchema/schema")
+    assert engine.started == ["ContractSchema", "ContractSchema"]
+    (tmp_path / "marker").unlink()
+    spec["pipelineSpec"]["root"]["dag"]["tasks"]["ContractSchema"].pop("retryPolicy")
+    engine.cache.clear()
+    with pytest.raises(TaskFailedError, match="fails the first time"):
+        engine.run(spec, "failed")
