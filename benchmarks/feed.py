@@ -142,7 +142,7 @@ def _in_process(run: dict[str, Any], stages: dict[str, str], feed: str, seconds:
 def _bare_inputs(run: dict[str, Any], user: str, retriever: Any, example: tf.Tensor) -> dict[str, dict[str, tf.Tensor]]:
     """What each stage is asked with, as tensors, so that nothing is parsed in the time that is measured."""
     contract, world = Contract.from_json(run["contract"]), run["world"]
-    seen = tf.constant([sorted(asking.watched(world, user))])
+    seen = tf.constant([asking.user_context(world, contract, user, asking.clock(world)).seen])
     more = {"exclude": seen, "queue": tf.zeros([1, 0], tf.string)}
     found = retriever.signatures["retrieve"](examples=example, **more)["video_ids"].numpy()[0]
     ids = [video.decode().partition("-")[0] for video in found if video]

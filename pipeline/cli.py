@@ -226,7 +226,7 @@ def recommend(
 
 @app.command()
 def index(folder: RunFolder = None, world: World = None, runs: Runs = Path("runs")) -> None:
-    """Take new videos into the served models of retrieval and covers, without training them again."""
+    """Take new videos into the served models of retrieval and covers and into the feed, without training again."""
     from pipeline.runs import load_run, newest_run
 
     folder = folder or newest_run(runs)

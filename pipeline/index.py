@@ -12,12 +12,16 @@ import tensorflow as tf
 from tfx.utils import io_utils
 from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
-from components.feed_assembler.executor import assemble, served_stages
+from components.feed_assembler import golden
+from components.feed_assembler.executor import assemble, served_stages, write_warm_up
 from components.frame_embedder import encoders
 from components.frame_embedder import executor as frame_embedder
 from components.frame_embedder.settings import FrameSettings
 from components.impression_example_gen import asking, features
 from components.serving_baseline.executor import served_version
+from components.serving_check import trial
+from components.serving_check.settings import ServingCheckSettings
+from pipeline.errors import RunFailedError
 from pipeline.models import COVER_CHOOSER, FEED, RETRIEVER
 from pipeline.runs import artifact, learned_of_videos
 from transform.clips import VIDEO_ID
@@ -52,7 +56,8 @@ def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
     makers: dict[str, Callable[[str, str], object]] = {
         name: partial(_rebuild, name, videos) for name, videos in catalogues.items()
     }
-    makers[FEED] = partial(_assemble, run, world, contract)  # last: it is made of the others
+    if run["config"].get("feed"):
+        makers[FEED] = partial(_assemble, run, world, contract)  # last: it is made of the others
     served = {name: served_version(f"{run['models']}/{name}") for name in makers}
     if not any(served.values()):
         raise ContractError(
@@ -69,7 +74,20 @@ def _rebuild(name: str, videos: Callable[[], Iterable[bytes]], served: str, to: 
 def _assemble(run: Mapping[str, Any], world: str, contract: Contract, served: str, to: str) -> None:
     """The feed of what is served now; its own served version is not looked at."""
     stages, settings = served_stages(run["models"]), FeedSettings.model_validate(run["config"]["feed"])
-    assemble(stages, world, contract, settings, learned_of_videos(run)).save(to)
+    learned = learned_of_videos(run)
+    if "ranker" not in stages:
+        raise ContractError(f"{run['models']}: a feed is made of a ranker, and none is served: run until one is pushed")
+    feed = assemble(stages, world, contract, settings, learned)
+    feed.save(to)
+    requests = [log.predict_log for log in golden.requests(feed, world, contract, asking.clock(world), learned)]
+    write_warm_up(to, requests)
+    bounds = ServingCheckSettings.model_validate(run["config"]["serving_check"])
+    log = f"{run['models']}/../logs/index-server.log"
+    failed = [b for b in trial.try_out(to, requests, bounds, log) if not b.passed]
+    if failed:
+        io_utils.delete_dir(to)
+        told = ", ".join(f"{b.metric}: {b.got} (at most {b.at_most:g})" for b in failed)
+        raise RunFailedError(f"the new feed is not served: {told}; its server printed {log}")
 
 
 def _push(run: Mapping[str, Any], name: str, served: str, make: Callable[[str, str], object]) -> str:
@@ -78,7 +96,7 @@ def _push(run: Mapping[str, Any], name: str, served: str, make: Callable[[str, s
     partial = f"{run['models']}/.{name}-{version}"  # not below the model: a server would take half of it
     make(f"{destination}/{served}", partial)
     requests = f"{destination}/{served}/assets.extra"  # those that warm a model up
-    if tf.io.gfile.exists(requests):
+    if tf.io.gfile.exists(requests) and not tf.io.gfile.exists(f"{partial}/assets.extra"):
         io_utils.copy_dir(requests, f"{partial}/assets.extra")
     tf.io.gfile.rename(partial, f"{destination}/{version}")
     return version

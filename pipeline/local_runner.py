@@ -50,6 +50,7 @@ RECORDED = {
     ("Evaluator", "ModelBlessing"): "blessing",
     ("Pusher", "PushedModel"): "pushed",
     ("ServingCheck", "InfraBlessing"): "serving_check",
+    ("InfraValidator", "InfraBlessing"): "infra_validation",
 }
 
 
@@ -119,14 +120,16 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
     folder.mkdir(parents=True, exist_ok=True)
     connection = metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite"))
     started = time.time()
-    served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, *USED}}
+    served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, *USED, FEED}}
     fingerprints = {"impressions": at.fingerprint, "clips": at.clips_fingerprint, "videos": at.videos_fingerprint}
     shared = config.model_dump_json(exclude={"models"}), contract.to_json(), at.world
     inputs = {
         name: inputs_key(*shared, model.model_dump_json(), fingerprints[MODELS[name].examples])
         for name, model in config.models.items()
     }
-    judgements = {name: judgement_key(last, name, inputs[name], served[name], started) for name in config.models}
+    if config.feed:
+        inputs[FEED] = inputs_key(*shared, fingerprints["impressions"])
+    judgements = {name: judgement_key(last, name, inputs[name], served[name], started) for name in inputs}
     record = Run(
         id=folder.name,
         config=config.model_dump(mode="json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from components.world import files, tables
 from pipeline.models import FEED
 from pipeline.runs import artifact, learned_of_videos
 from serving.client import Client
+from serving.model_server.options import TOKEN_VARIABLE
 from serving.requests import to_feed_example
 from serving.topic_queues.queues import TopicQueues, open_store
 from serving.topic_queues.settings import QueueSettings
@@ -140,7 +142,8 @@ def recommend(run: Mapping[str, Any], user_id: str, n: int, client: Client) -> F
     known = user_id in set(tables.read_table(world, "users", ["user_id"])["user_id"].to_pylist())
     asked = _asked(run, user_id)
     answer = client.predict_tensors(FEED, asked.request(n, _queued(asked)), "recommend")
-    rows = [{name: value[0][i] for name, value in answer.items() if value.ndim > 1} for i in range(n)]
+    places = range(answer["video_ids"].shape[1])
+    rows = [{name: value[0][i] for name, value in answer.items() if value.ndim > 1} for i in places]
     rows = [row for row in rows if row["video_ids"]]
     entries = _entries(rows, asked, topic_names(artifact(run, "topics")))
     return Feed(user_id, known, len(asked.context.seen), int(answer["candidates"][0]), entries)
@@ -192,8 +195,8 @@ def _entries(rows: Sequence[Mapping[str, Any]], asked: _Asked, names: Mapping[st
     return [
         FeedEntry(
             video_id=video,
-            title=details[video].get("title") or "",
-            category=details[video].get("primary_category") or "",
+            title=details.get(video, {}).get("title") or "",
+            category=details.get(video, {}).get("primary_category") or "",
             score=float(row["scores"]),
             topics=[names.get(topic.decode(), topic.decode()) for topic in row["topics"] if topic] if names else [],
             source=row["sources"].decode(),
@@ -232,12 +235,13 @@ def topic_names(topics: str | None) -> dict[str, str]:
 @contextmanager
 def served(models: str, target: str | None, timeout_seconds: float = 30.0) -> Iterator[Client]:
     """A client of the server at `target`, or of a local server of this run's models that is stopped afterwards."""
+    token = os.environ.get(TOKEN_VARIABLE)  # which a local server asks for too
     if target is not None:
-        with Client(target, timeout_seconds=timeout_seconds) as client:
+        with Client(target, timeout_seconds=timeout_seconds, token=token) as client:
             yield client
         return
     from serving.model_server import server
 
-    with server.start(models) as local, Client(f"127.0.0.1:{local.port}", timeout_seconds=timeout_seconds) as client:
+    with server.start(models) as local, Client(f"127.0.0.1:{local.port}", timeout_seconds, token=token) as client:
         client.wait_until_ready(FEED, timeout_seconds=timeout_seconds)
         yield client

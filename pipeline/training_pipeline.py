@@ -19,6 +19,7 @@ from components.content_embedder.component import ContentEmbedder
 from components.contract_schema.component import ContractSchema
 from components.example_schema.component import ExampleSchema
 from components.feed_assembler.component import FeedAssembler
+from components.feed_assembler.executor import STAGES
 from components.frame_embedder.component import FrameEmbedder
 from components.impression_example_gen.component import ImpressionExampleGen
 from components.serving_baseline.component import ServingBaseline
@@ -34,16 +35,13 @@ from pipeline.config import RunConfig
 from pipeline.models import (
     CLASSES,
     CLASSIFIER,
-    COVER_CHOOSER,
     COVERS,
     FEED,
     MODELS,
     PREPROCESSING,
-    RANKER,
     RANKING,
     REPRESENTATION,
     RETRIEVAL,
-    RETRIEVER,
     Stream,
 )
 from transform import videos
@@ -205,16 +203,16 @@ def _feed_nodes(
     learned: dict[str, types.BaseChannel | None],
 ) -> list[base_node.BaseNode]:
     """What is served, joined in one model, tried and pushed."""
-    stages = {"ranker": RANKER, "retriever": RETRIEVER, "chooser": COVER_CHOOSER}
-    before = {name: run.served_model(name, pushers) for name in stages.values()}
+    before = {name: run.served_model(name, pushers) for name in STAGES.values()}
+    versions = {FEED: run.judgements.get(FEED, ""), **{n: told["served_version"] for n, told in before.items()}}
     feed = FeedAssembler(
         world=run.at.world,
         world_fingerprint=run.at.fingerprint,
         contract_json=run.contract.to_json(),
         settings_json=settings.model_dump_json(),
         models=run.at.models,
-        served_versions=json.dumps({name: told["served_version"] for name, told in before.items()}),
-        pushed={stage: before[name]["pushed_model"] for stage, name in stages.items()},
+        served_versions=json.dumps(versions),
+        pushed={stage: before[name]["pushed_model"] for stage, name in STAGES.items()},
         learned=learned,
     )
     check = _serving_check(run.config.serving_check, feed)
@@ -225,9 +223,9 @@ def _feed_nodes(
 def _serving_check(settings: ServingCheckSettings, feed: base_node.BaseNode) -> base_node.BaseNode:
     if settings.by == "model_server":
         return ServingCheck(model=feed.outputs["model"], settings_json=settings.model_dump_json())
-    image, _, tag = settings.image.partition(":")
+    image, _, tag = settings.image.rpartition(":")  # a registry's address may have a port
     spec = infra_validator_pb2.ServingSpec(
-        tensorflow_serving=infra_validator_pb2.TensorFlowServing(image_name=image, tags=[tag or "latest"]),
+        tensorflow_serving=infra_validator_pb2.TensorFlowServing(image_name=image, tags=[tag]),
         model_name=FEED,
     )
     getattr(spec, "local_docker" if settings.by == "docker" else "kubernetes").SetInParent()

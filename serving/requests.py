@@ -50,8 +50,8 @@ def to_feed_example(
     *,
     length: int | None = None,
     now: int | None = None,
-    exclude: Iterable[str] = (),
-    queue: Iterable[str] = (),
+    exclude: Sequence[str] = (),
+    queue: Sequence[str] = (),
     categories: Mapping[str, tuple[float, float]] | None = None,
     profile: Sequence[float] = (),
 ) -> bytes:
@@ -78,10 +78,13 @@ def to_feed_example(
         if number is not None:  # one that is there and empty is no missing one
             with _says(name.removeprefix("feed/")):
                 values[name].int64_list.value.append(_integer(number, least))
-    for name, ids in ((feed.EXCLUDE, exclude), (feed.QUEUE, queue), (feed.CATEGORIES, known)):
+    for name, ids in ((feed.EXCLUDE, exclude), (feed.QUEUE, queue), (feed.CATEGORIES, list(known))):
         with _says(name.removeprefix("feed/")):
-            values[name].bytes_list.value.extend(map(_id, ids))
+            values[name].bytes_list.value.extend(_ids(ids))
     with _says("categories"):
+        for pair in known.values():
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise _MisfitError(f"expected (events, rate) of each, got {_got(pair)}")
         values[feed.CATEGORY_EVENTS].float_list.value.extend(_finite(events) for events, _ in known.values())
         values[feed.CATEGORY_RATES].float_list.value.extend(_finite(rate) for _, rate in known.values())
     if len(profile):

@@ -15,7 +15,7 @@ for, C candidates given, M modalities, T most topics of a video. Signatures:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -96,6 +96,13 @@ class Feed(VideoNumbers):
         super().__init__([tables[key][i].decode() for i in order], "feed")
         self._contract, self._settings = contract, settings
         self.ranker, self.retriever, self.chooser = map(_loaded, stages)
+        of_user = [f.name for f in query_features(contract)]
+        of_pair = [f.name for f in asked_features(contract)]
+        self._reads = {
+            "ranker": _inputs(self.ranker, stages.ranker, [f.name for f in contract.inputs]),
+            "retriever": _inputs(self.retriever, stages.retriever, [*of_user, "exclude", "queue"]),
+            "chooser": _inputs(self.chooser, stages.chooser, of_pair),
+        }
         described = {f.name: f for f in contract.inputs if f.about == "video" and f.name != key}
         self.features = {name: _table(tables[name][order], feature) for name, feature in described.items()}
         between = feed.PUBLISHED_AT, feed.PRIMARY_CATEGORY, feed.FUSED_VECTOR
@@ -106,7 +113,8 @@ class Feed(VideoNumbers):
         self.topic = _table(_codes(names), missing=-1)
         self.author = _table(_codes(tables[author.name][order] if author else [b""] * len(order)), missing=-1)
         popular = _in_turn(self.topic.numpy()[:-1], tables[feed.POSITIVES][order])
-        self.popular, self.popularity = _table(popular), _table(np.argsort(popular).astype(np.int32))
+        self.popular = tf.Variable(popular, trainable=False)
+        self.strides = tf.Variable(_primes_above(len(popular)), trainable=False)
         self.answers = self._signatures()
 
     def save(self, directory: str) -> None:
@@ -197,43 +205,58 @@ class Feed(VideoNumbers):
         history = tf.concat([tf.zeros([batch, 0], tf.string), *watched], axis=1)
         exclude = tf.concat([history, asked.exclude], axis=1)
         if self.retriever is None:
-            ids = tf.repeat(tf.convert_to_tensor(self.ids)[tf.newaxis], batch, axis=0)
-            ids, sources = self._without(ids, exclude), tf.fill(tf.shape(ids), "catalogue")
+            ids = self._all_but(exclude)
+            sources = tf.where(ids == "", "", "catalogue")
         else:
-            raw = self.retriever.signatures["raw"]
-            answer = raw(exclude=asked.exclude, queue=asked.queue, **asked.features)
-            ids, sources = answer["video_ids"], answer["sources"]
+            answer = self._ask("retriever", {**asked.features, "exclude": asked.exclude, "queue": asked.queue})
+            gone = self.number_of(answer["video_ids"]) < 0  # of the catalogue since the index was built
+            ids, sources = (tf.where(gone, "", answer[name]) for name in ("video_ids", "sources"))
         if not watched:
             return ids, sources
         new = ~tf.reduce_any(history != "", axis=1)[:, tf.newaxis]
         for_new, sources_for_new = self._popular(asked, exclude, tf.shape(ids)[1])
         return tf.where(new, for_new, ids), tf.where(new, sources_for_new, sources)
 
-    def _popular(self, asked: _Asked, exclude: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """For somebody without history: the most popular of all topics in turn, and some by lot, [B, number]."""
-        videos, share = self.ids.shape[0], self._settings.explore_share
-        lots = tf.cast(tf.math.ceil(share * tf.cast(number, tf.float64)), tf.int32)
-        most = tf.minimum(number - lots, videos)
-        popular = tf.repeat(take(self.popular, tf.range(most))[tf.newaxis], tf.shape(asked.now)[0], axis=0)
-        own = tf.bitwise.bitwise_xor(seeds(asked.features[self._contract.user_key.name]), asked.now)
-        draws = scattered(scattered(own)[:, tf.newaxis] + tf.range(tf.cast(lots, tf.int64)))
-        drawn = tf.cast(tf.math.floormod(draws, videos), tf.int32)
-        again = tf.linalg.band_part(tf.cast(drawn[:, :, tf.newaxis] == drawn[:, tf.newaxis, :], tf.int32), -1, 0)
-        known = (take(self.popularity, drawn) < most) | (tf.reduce_sum(again, axis=2) > 1)
-        numbers = tf.concat([popular, tf.where(known, -1, drawn)], axis=1)
-        ids = tf.where(numbers < 0, "", take(self.ids, tf.maximum(numbers, 0)))
-        ids = tf.pad(self._without(ids, exclude), [[0, 0], [0, number - tf.shape(ids)[1]]], constant_values="")
-        sources = tf.where(tf.range(number) < most, "popular", "explore")
-        return ids, tf.repeat(sources[tf.newaxis], tf.shape(ids)[0], axis=0)
+    def _ask(self, stage: str, values: Mapping[str, tf.Tensor]) -> Tensors:
+        """What a stage answers; it is given what it reads."""
+        return dict(getattr(self, stage).signatures["raw"](**{name: values[name] for name in self._reads[stage]}))
 
-    def _without(self, ids: tf.Tensor, exclude: tf.Tensor) -> tf.Tensor:
-        numbers, excluded = self.number_of(ids), self.number_of(exclude)
-        return tf.where(tf.reduce_any(numbers[:, :, tf.newaxis] == excluded[:, tf.newaxis, :], axis=2), "", ids)
+    def _all_but(self, exclude: tf.Tensor) -> tf.Tensor:
+        """The whole catalogue for each user, with '' for what is excluded."""
+        batch, videos, numbers = tf.shape(exclude)[0], self.ids.shape[0], self.number_of(exclude)
+        rows = tf.repeat(tf.range(batch)[:, tf.newaxis], tf.shape(exclude)[1], axis=1)
+        places = tf.reshape(tf.stack([rows, tf.where(numbers < 0, videos, numbers)], axis=-1), [-1, 2])
+        out = tf.scatter_nd(places, tf.ones(tf.shape(places)[:1], tf.int32), [batch, videos + 1])[:, :-1] > 0
+        return tf.where(out, "", tf.convert_to_tensor(self.ids)[tf.newaxis])
+
+    def _popular(self, asked: _Asked, exclude: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """For somebody without history: the most popular of all topics in turn, and some by lot, [B, width]."""
+        videos, batch, excluded = self.ids.shape[0], tf.shape(exclude)[0], self.number_of(exclude)
+        number = tf.minimum(width, COMPETING)
+        lots = tf.cast(tf.math.ceil(self._settings.explore_share * tf.cast(number, tf.float64)), tf.int32)
+        first = tf.minimum(number - lots + tf.shape(exclude)[1], videos)
+        popular = tf.repeat(self.popular[tf.newaxis, :first], batch, axis=0)
+        chosen = _first(_not_in(popular, excluded), number - lots)
+        # Places in the order of popularity by a stride that is prime to their number, so that none comes twice.
+        draws = tf.minimum(first + 8 * lots, videos)
+        own = scattered(tf.bitwise.bitwise_xor(seeds(asked.features[self._contract.user_key.name]), asked.now))
+        stride = take(self.strides, tf.cast(tf.math.floormod(own, self.strides.shape[0]), tf.int32))[:, tf.newaxis]
+        drawn = scattered(own)[:, tf.newaxis] + stride * tf.range(tf.cast(draws, tf.int64))
+        drawn = tf.cast(tf.math.floormod(drawn, videos), tf.int32)
+        taken = tf.gather(chosen, tf.minimum(drawn, first - 1), batch_dims=1) & (drawn < first)
+        by_lot = take(self.popular, drawn)
+        explored = _first(_not_in(by_lot, excluded) & ~taken, lots)
+        both = tf.concat([popular, by_lot], axis=1)
+        kept = tf.ragged.boolean_mask(both, tf.concat([chosen, explored], axis=1)).to_tensor(-1)
+        kept = tf.pad(kept, [[0, 0], [0, width - tf.shape(kept)[1]]], constant_values=-1)
+        count = tf.reduce_sum(tf.cast(chosen, tf.int32), axis=1, keepdims=True)
+        sources = tf.where(tf.range(width) < count, "popular", "explore")
+        return tf.where(kept < 0, "", take(self.ids, tf.maximum(kept, 0))), tf.where(kept < 0, "", sources)
 
     def _scores(self, asked: _Asked, ids: tf.Tensor) -> Tensors:
         """`scores` [B, N] and what else the ranker says; 0 where an id is ''."""
         places = tf.cast(tf.where(ids != ""), tf.int32)  # what is padding need not be scored
-        answer = self.ranker.signatures["raw"](**self._pairs(asked, places[:, 0], tf.gather_nd(ids, places)))
+        answer = self._ask("ranker", self._pairs(asked, places[:, 0], tf.gather_nd(ids, places)))
         whole = {n: tf.scatter_nd(places, v, tf.concat([tf.shape(ids), tf.shape(v)[1:]], 0)) for n, v in answer.items()}
         return {"scores": whole.pop("score"), **whole}
 
@@ -254,7 +277,7 @@ class Feed(VideoNumbers):
         """Hours since publication; NaN where not known."""
         published = take(self.published, rows)
         seconds = tf.cast(tf.maximum(tf.gather(asked.now, who) - published, 0), tf.float64)
-        return tf.where(published > 0, tf.cast(seconds / HOUR, tf.float32), np.nan)
+        return tf.where(published != feed.UNKNOWN_TIME, tf.cast(seconds / HOUR, tf.float32), np.nan)
 
     def _match(self, asked: _Asked, who: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Cosine of content and profile; NaN where either is not known."""
@@ -264,20 +287,22 @@ class Feed(VideoNumbers):
         return tf.where(known, tf.reduce_sum(profile * content, axis=1) / length, np.nan)
 
     def _of_category(self, asked: _Asked, who: tf.Tensor, rows: tf.Tensor) -> Tensors:
-        here = tf.gather(asked.categories, who) == take(self.category, rows)[:, tf.newaxis]
-        met = tf.reduce_any(here, axis=1)
+        category = take(self.category, rows)
+        here = tf.gather(asked.categories, who) == category[:, tf.newaxis]
+        met, known = tf.reduce_any(here, axis=1), category != feed.NO_CATEGORIES
         values = zip((asked.events, asked.rates), feed.NEVER_MET, strict=True)
         events, rates = (
             tf.where(met, tf.reduce_sum(tf.where(here, tf.gather(value, who), 0.0), axis=1), default)
             for value, default in values
         )
+        events, rates = (tf.where(known, value, np.nan) for value in (events, rates))
         return {"derived.user_category_events": events, "derived.user_category_positive_rate": rates}
 
     def _places(self, asked: _Asked, ids: tf.Tensor, sources: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
         settings, rows = self._settings, self._rows(ids)
         published = take(self.published, rows)
         age = asked.now[:, tf.newaxis] - published
-        fresh = (published > 0) & (age <= int(settings.fresh_hours * HOUR))
+        fresh = (published != feed.UNKNOWN_TIME) & (age >= 0) & (age <= int(settings.fresh_hours * HOUR))
         groups = [(take(self.author, rows), settings.per_author), (take(self.topic, rows), settings.per_topic)]
         kept = [Kept(fresh, settings.fresh_share), Kept(sources == "explore", settings.explore_share)]
         return arrange(scores, ids != "", groups, kept, asked.length)
@@ -291,7 +316,7 @@ class Feed(VideoNumbers):
         key = self._contract.video_key.name
         wanted = [f.name for f in asked_features(self._contract) if f.name != key]
         people = {name: tf.gather(asked.features[name], who) for name in wanted}
-        answer = self.chooser.signatures["raw"](**people, **{key: tf.reshape(ids, [-1])})
+        answer = self._ask("chooser", {**people, key: tf.reshape(ids, [-1])})
         return {name: tf.reshape(answer[theirs], tf.shape(ids)) for name, theirs in _FRAMES.items()}
 
 
@@ -300,14 +325,16 @@ def _tables(videos: Iterable[bytes], contract: Contract) -> dict[str, np.ndarray
     spec = parse_spec(contract)
     wanted = {f.name: spec[f.name] for f in contract.inputs if f.about == "video"}
     wanted |= {
-        feed.PUBLISHED_AT: tf.io.FixedLenFeature([], tf.int64, 0),
-        feed.PRIMARY_CATEGORY: tf.io.FixedLenFeature([], tf.string, ""),
+        feed.PUBLISHED_AT: tf.io.FixedLenFeature([], tf.int64, feed.UNKNOWN_TIME),
+        feed.PRIMARY_CATEGORY: tf.io.FixedLenFeature([], tf.string, feed.NO_CATEGORIES),
         feed.FUSED_VECTOR: tf.io.VarLenFeature(tf.float32),
         feed.POSITIVES: tf.io.FixedLenFeature([], tf.float32, 0.0),
     }
+    longest = {f.name: f.max_length for f in contract.inputs if f.kind is Kind.IDS}
     rows, parts = iter(videos), []
     while chunk := list(islice(rows, CHUNK)):
-        parts.append({n: _dense(v).numpy() for n, v in tf.io.parse_example(tf.constant(chunk), wanted).items()})
+        part = {n: _dense(v).numpy() for n, v in tf.io.parse_example(tf.constant(chunk), wanted).items()}
+        parts.append({n: _listed(v)[:, : longest[n]] if n in longest else v for n, v in part.items()})
     if not parts:
         raise ContractError("feed: expected videos, got none: give the catalogue that is to be served")
     return {name: _stacked([part[name] for part in parts]) for name in wanted}
@@ -322,10 +349,8 @@ def _stacked(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _table(values: np.ndarray, feature: Feature | None = None, missing: Any = None) -> tf.Variable:
-    """With a last row of what is missing; lists cut to what the graph would read of them."""
+    """With a last row of what is missing."""
     values = np.asarray(values)
-    if feature is not None and feature.kind is Kind.IDS:
-        values = _listed(values)[:, : feature.max_length]
     if missing is None:
         missing = b"" if values.dtype == object else np.nan if feature and feature.kind is Kind.NUMBER else 0
     blank = np.full([1, *values.shape[1:]], missing, values.dtype)
@@ -355,12 +380,54 @@ def _in_turn(group: np.ndarray, positives: np.ndarray) -> np.ndarray:
     return np.asarray(order[np.lexsort((-positives[order], rank))], np.int32)
 
 
+def _primes_above(number: int, count: int = 8) -> np.ndarray:
+    """The first primes above a number, int64 [count]."""
+    found: list[int] = []
+    while len(found) < count:
+        number += 1
+        if number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1)):
+            found.append(number)
+    return np.array(found, np.int64)
+
+
+def _not_in(numbers: tf.Tensor, excluded: tf.Tensor) -> tf.Tensor:
+    """Bool [B, N]: which numbers are not among the excluded ones [B, any]."""
+    return ~tf.reduce_any(numbers[:, :, tf.newaxis] == excluded[:, tf.newaxis, :], axis=2)
+
+
+def _first(there: tf.Tensor, most: tf.Tensor) -> tf.Tensor:
+    """Bool [B, N]: the first ones of each row that are there."""
+    return there & (tf.cumsum(tf.cast(there, tf.int32), axis=1) <= most)
+
+
 def _author(contract: Contract) -> Feature | None:
     return next((f for f in contract.inputs if f.source == "videos.author_id" and f.kind is Kind.ID), None)
 
 
 def _loaded(path: str | None) -> Any:
     return None if path is None else tf.saved_model.load(path)
+
+
+def _inputs(stage: Any, path: str | None, given: Sequence[str]) -> list[str]:
+    """What a stage's signature `raw` reads.
+
+    Raises:
+        ContractError: It has none, or reads what is not given.
+    """
+    if stage is None:
+        return []
+    if "raw" not in stage.signatures:
+        raise ContractError(
+            f"{path}: expected a model with the signature `raw`, got {', '.join(stage.signatures)}: train it anew"
+        )
+    names = sorted(stage.signatures["raw"].structured_input_signature[1])
+    lacking = sorted(set(names) - set(given))
+    if lacking:
+        raise ContractError(
+            f"{path}: this model reads {', '.join(lacking)}, which the contract has no more: train it until it is "
+            "pushed, or put the feature back"
+        )
+    return names
 
 
 def _dense(value: tf.Tensor | tf.SparseTensor) -> tf.Tensor:

@@ -18,11 +18,13 @@ CATEGORY_RATES = "feed/category_rates"  # floats, (positives + 1) / (events + 2)
 PROFILE = "feed/profile"  # floats, the content that the user took to; left out: not known
 
 # Of an example of a video, beside features by their own names.
-PUBLISHED_AT = "feed/published_at"  # int64, unix seconds; 0: not known
-PRIMARY_CATEGORY = "feed/primary_category"  # string
+PUBLISHED_AT = "feed/published_at"  # int64, unix seconds; UNKNOWN_TIME or left out: not known
+PRIMARY_CATEGORY = "feed/primary_category"  # string; left out: the world knows no categories
 FUSED_VECTOR = "feed/fused_vector"  # floats of length 1; left out: not known
 POSITIVES = "feed/positives"  # float, how many events of the video were positive
 
+UNKNOWN_TIME = -(2**63)
+NO_CATEGORIES = "\0"  # no name of a category
 NEVER_MET = 0.0, 0.5  # events and rate of a category that a request does not name
 
 
@@ -31,11 +33,13 @@ class FeedSettings(BaseModel):
 
     Attributes:
         length: Videos of a feed, where the request does not say.
-        most: Videos of a feed, at most.
+        most: Videos of a feed, at most; a request for more is answered with so many.
         per_author: Of each author only so many of the best candidates compete; more are taken only where the feed would
-            be shorter otherwise. None: any number.
-        per_topic: The same, by a video's first topic.
-        fresh_share: Share of the places that is kept for fresh videos, as far as there are any.
+            be shorter otherwise. None: any number. Heeded where the contract has a feature of `videos.author_id`.
+        per_topic: The same, by a video's first topic (its primary category where topics are not learned), where the
+            contract has a feature of either.
+        fresh_share: Share of the places that is kept for fresh videos, as far as there are any among the candidates.
+            Heeded where the contract has a feature of `derived.video_age_hours`.
         fresh_hours: How long a video is fresh after it was published.
         explore_share: Share of the places of somebody without history that is kept for videos drawn by lot; the others
             are the most popular of all topics in turn, ranked.
@@ -44,7 +48,7 @@ class FeedSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     length: int = Field(default=20, ge=1)
-    most: int = Field(default=200, ge=1)
+    most: int = Field(default=200, ge=1, le=1000)
     per_author: int | None = Field(default=2, ge=1)
     per_topic: int | None = Field(default=5, ge=1)
     fresh_share: float = Field(default=0.1, ge=0, le=1)

@@ -17,6 +17,7 @@ from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
 from components.feed_assembler import golden
 from components.impression_example_gen import asking
+from components.impression_example_gen.impressions import LEARNED
 from components.serving_baseline.executor import served_version
 from transform.contract import Contract
 from transform.feed import FeedSettings
@@ -25,7 +26,6 @@ from transform.feed import FeedSettings
 STAGES = {"ranker": "ranker", "retriever": "topic_retrieval", "chooser": "jifr"}
 EXPORTER = "trainer.feed_export"  # by name: components import no trainer
 _WARM_UP = "assets.extra/tf_serving_warmup_requests"
-_LEARNED = ("content", "topics", "frames")
 
 
 class Executor(base_executor.BaseExecutor):
@@ -50,7 +50,7 @@ class Executor(base_executor.BaseExecutor):
             logging.warning("no ranker is served in %s: there is no feed", exec_properties["models"])
             return
         world, contract = exec_properties["world"], Contract.from_json(exec_properties["contract_json"])
-        learned = {name: artifact_utils.get_single_uri(input_dict[name]) for name in _LEARNED if input_dict.get(name)}
+        learned = {name: artifact_utils.get_single_uri(input_dict[name]) for name in LEARNED if input_dict.get(name)}
         settings = FeedSettings.model_validate_json(exec_properties["settings_json"])
         directory, at = path_utils.serving_model_dir(model.uri), asking.clock(world)
         feed = assemble(stages, world, contract, settings, learned)

@@ -33,6 +33,7 @@ from transform import feed
 from transform.contract import Contract, Feature
 
 _NOBODY = "\0"  # no id of a user
+_EVENT = ["user_id", "video_id", "at", "label", "outcome", "split", "counted"]
 _BY_CATEGORY = ("derived.user_category_events", "derived.user_category_positive_rate")
 
 
@@ -59,12 +60,6 @@ def clock(world: str) -> int:
     """The instant after a world's last event, unix seconds: when its requests are asked."""
     at = pc.fill_null(tables.read_table(world, "interactions", ["at"])["at"], 0).to_numpy()
     return int(at[plausible(at)].max(initial=0)) + 1
-
-
-def watched(world: str, user_id: str) -> set[str]:
-    """The videos that a user has had any interaction with."""
-    events = tables.read_table(world, "interactions", ["user_id", "video_id"])
-    return set(events.filter(pc.equal(events["user_id"], user_id))["video_id"].to_pylist())
 
 
 def serving_rows(
@@ -111,6 +106,7 @@ def user_context(
     """What a request for a feed tells of a user; arguments as for `serving_rows`."""
     users, videos, past = (_read_needed(world, name, contract) for name in ("users", "videos", "interactions"))
     past = prepare(past.filter(pc.equal(past["user_id"], user_id)), contract, Splits("time", 1, 0, 0))
+    past = past.filter(pc.less(past["at"], at))
     own = with_videos(past, videos, contract, *_read_described(contract, learned or {}))
     categories = _categories(own)
     asked = _questions(pa.array([_NOBODY] * (1 + len(categories))), user_id, at, past.schema)
@@ -120,7 +116,10 @@ def user_context(
     rows = with_users(table, users, contract)[len(own) :]
     about = [f for f in contract.inputs if f.about == "user"]
     (known,) = features.rows(about, feature_columns(rows[:1], about))
-    counters = (rows[name].to_pylist() for name in _BY_CATEGORY if name in rows.column_names)
+    counters = (
+        rows[name].to_pylist() if name in rows.column_names else [never] * len(rows)
+        for name, never in zip(_BY_CATEGORY, feed.NEVER_MET, strict=True)
+    )
     return UserContext(
         features=known,
         now=at,
@@ -149,12 +148,17 @@ def feed_catalogue(world: str, contract: Contract, at: int, learned: Mapping[str
         ContractError: Two videos have one id.
     """
     videos, past = (_read_needed(world, name, contract) for name in ("videos", "interactions"))
+    videos = videos.filter(pc.not_equal(pc.fill_null(videos["video_id"], ""), "")).combine_chunks()
     refuse_duplicates(videos, "video_id", f"{world}, videos")
-    past = prepare(past, contract, Splits("time", 1, 0, 0))
+    past = prepare(past, contract, Splits("time", 1, 0, 0)).select(_EVENT)
     past = past.filter(pc.less(past["at"], at))
     asked = _questions(single_array(videos["video_id"]), _NOBODY, at, past.schema)
+    # Counters from the events, which are many, without what is known of their videos, which is much.
     everything = pa.concat_tables([past, asked]).combine_chunks()
-    rows = with_videos(everything, videos, contract, *_read_described(contract, learned or {}))[len(past) :]
+    counted = with_videos(everything, videos.select(["video_id"]), contract)[len(past) :]
+    rows = with_videos(asked, videos, contract, *_read_described(contract, learned or {}))
+    for name in {"derived.video_events", "derived.video_positive_rate"} & set(rows.column_names):
+        rows = rows.set_column(rows.column_names.index(name), name, counted[name])
     about = [f for f in contract.inputs if f.about == "video"]
     batch = features.examples(about, feature_columns(rows, about))
     more = _of_feed(rows, past)
@@ -167,7 +171,7 @@ def _of_feed(rows: pa.Table, past: pa.Table) -> dict[str, pa.Array]:
     counts = {entry["values"]: entry["counts"] for entry in positive.value_counts().to_pylist()}
     more = {feed.POSITIVES: pa.array([[counts.get(v, 0)] for v in rows["video_id"].to_pylist()], tables.FLOATS)}
     columns = {
-        feed.PUBLISHED_AT: ("videos.published_at", pa.int64(), 0),
+        feed.PUBLISHED_AT: ("videos.published_at", pa.int64(), feed.UNKNOWN_TIME),
         feed.PRIMARY_CATEGORY: ("videos.primary_category", pa.string(), ""),
     }
     for name, (column, kind, missing) in columns.items():

@@ -36,12 +36,15 @@ class Executor(base_executor.BaseExecutor):
         model = artifact_utils.get_single_instance(input_dict["model"])
         blessing = artifact_utils.get_single_instance(output_dict["blessing"])
         settings = ServingCheckSettings.model_validate_json(exec_properties["settings_json"])
+        files.make_folder(blessing.uri)
         found = trial.bounds(settings, {})
         if files.is_file(f"{model.uri}/{golden.FILE}"):
             candidate, asked = path_utils.serving_model_path(model.uri), golden.read(model.uri)
             with tempfile.NamedTemporaryFile("rb") as log:
-                found = trial.try_out(candidate, asked, settings, log.name)
-                _write(log.read(), f"{blessing.uri}/{LOG_FILE}")
+                try:
+                    found = trial.try_out(candidate, asked, settings, log.name)
+                finally:
+                    _write(log.read(), f"{blessing.uri}/{LOG_FILE}")
         for bound in found:
             logging.info("%s: at most %g, got %s", bound.metric, bound.at_most, bound.got)
         passed = all(bound.passed for bound in found)

@@ -12,9 +12,9 @@ class ServingCheckSettings(BaseModel):
 
     Attributes:
         by: `model_server`: Shortlist's own server in a process of its own. `docker` and `kubernetes`: TensorFlow
-            Serving, by TFX's InfraValidator, where an engine or a cluster is at hand; it loads the model and asks it,
-            and knows none of the bounds below.
-        image: Of TensorFlow Serving, for the latter.
+            Serving, by TFX's InfraValidator, where an engine or a cluster is at hand; it sees that the model loads, and
+            knows none of the bounds below but `startup_seconds`.
+        image: Of TensorFlow Serving, for the latter: NAME:TAG.
         requests: How many requests are timed, one after the other.
         p99_milliseconds: The slowest hundredth of them may take so long.
         memory_megabytes: What the server may hold after them.
@@ -25,7 +25,7 @@ class ServingCheckSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     by: Literal["model_server", "docker", "kubernetes"] = "model_server"
-    image: str = "tensorflow/serving:2.15.1"
+    image: str = Field(default="tensorflow/serving:2.16.1", pattern=r"^[^@\s]+:[^:/@\s]+$")
     requests: int = Field(default=50, ge=1)
     p99_milliseconds: float = Field(default=1000.0, gt=0)
     memory_megabytes: float = Field(default=4096.0, gt=0)

@@ -121,8 +121,16 @@ def gates_of(name: str, artifacts: Mapping[str, str]) -> list[Gate]:
         artifacts: Folders of what was made of it, as `run.json` has them.
     """
     if name == FEED:
+        if "infra_validation" in artifacts:
+            return [_loaded(artifacts["infra_validation"])]
         return _tried(artifacts["serving_check"]) if "serving_check" in artifacts else []
     return gates(artifacts["evaluation"]) if "evaluation" in artifacts else []
+
+
+def _loaded(infra_validation_uri: str) -> Gate:
+    """What TFX's InfraValidator found."""
+    passed = files.is_file(f"{infra_validation_uri}/INFRA_BLESSED")
+    return Gate("loads in TensorFlow Serving", slice_name(OVERALL), "floor", False, 1.0, float(passed), None, passed)
 
 
 def _tried(serving_check_uri: str) -> list[Gate]:

@@ -197,6 +197,7 @@ def _model(name: str, uris: Mapping[str, str], run: Mapping[str, Any]) -> ModelR
     curves = _read_json(f"{uris['model_run']}/history.json") if "model_run" in uris else None
     version = run.get("served_version", {}).get(name, "")
     if name == FEED or "evaluation" not in uris:
+        curves = None if name == FEED else curves
         return ModelRecords(name, version, gates=tuple(gates_of(name, uris)), curves=tuple(curves or ()))
     uri = uris["evaluation"]
     return ModelRecords(

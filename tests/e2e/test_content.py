@@ -167,7 +167,8 @@ def feed(pushed) -> recommend.Feed:
 
 
 def test_the_feed_ranks_what_retrieval_and_queues_found_and_names_topics(pushed, feed):
-    seen = asking.watched(pushed.world, feed.user_id)
+    contract = Contract.from_json(pushed.contract)
+    seen = set(asking.user_context(pushed.world, contract, feed.user_id, asking.clock(pushed.world)).seen)
     assert feed.candidates == min(50, 90 - len(seen))
     assert not {entry.video_id for entry in feed.entries} & seen
     assert [entry.score for entry in feed.entries] == sorted((e.score for e in feed.entries), reverse=True)

@@ -195,8 +195,10 @@ def test_a_request_for_a_feed_holds_what_it_was_given_and_leaves_the_rest_out():
     [
         ({"features": {"title": "x"}}, "request: 'title' is not known without knowing a video"),
         ({"features": {"user_idd": "x"}}, "did you mean 'user_id'"),
-        ({"features": {}, "exclude": ["\ud800"]}, "request, exclude: expected UTF-8"),
+        ({"features": {}, "exclude": ["\ud800"]}, "request, exclude: entry 0: expected UTF-8"),
         ({"features": {}, "profile": [math.inf]}, "request, profile: expected a finite 32-bit float"),
+        ({"features": {}, "exclude": "v1"}, "request, exclude: expected a list of ids, got str 'v1'"),
+        ({"features": {}, "categories": {"pets": (1.0,)}}, r"request, categories: expected \(events, rate\) of each"),
         ({"features": {}, "length": 0}, "request, length: expected 1 or more, below 2\\*\\*63, got 0"),
         ({"features": {}, "now": 2**63}, "request, now: expected"),
     ],

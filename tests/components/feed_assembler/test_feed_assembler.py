@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import tensorflow as tf
 
@@ -19,6 +20,7 @@ from transform.contract import ContractError
 from transform.feed import FeedSettings
 
 NEWCOMER = "somebody new"
+PLAIN = FeedSettings(length=6, per_author=None, per_topic=None, fresh_share=0)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,10 @@ def request(small, user: str, **more) -> bytes:
     asked = asking.user_context(small.world, small.contract, user, small.now, small.learned)
     known = {"now": asked.now, "exclude": asked.seen, "categories": asked.categories, "profile": asked.profile}
     return to_feed_example(asked.features, small.contract, **{**known, **more})
+
+
+def seen(small, user: str) -> set[str]:
+    return set(asking.user_context(small.world, small.contract, user, small.now).seen)
 
 
 def rows(small, user: str, videos: list[str]) -> tf.Tensor:
@@ -134,6 +140,60 @@ def test_an_empty_request_is_answered_as_that_of_somebody_new(plain):
     assert all(answer["video_ids"][0])
 
 
+def test_somebody_who_saw_all_that_is_popular_gets_the_rest(small, videos, tmp_path):
+    """Without a click there is no history; whatever was seen, the places are filled while there are videos left."""
+    settings = FeedSettings(length=20, per_author=None, per_topic=None, fresh_share=0, explore_share=0.2)
+    feed = small.feed(tmp_path / "1", settings)
+    first = ask(feed, "recommend", request(small, NEWCOMER))["video_ids"][0]
+    again = ask(feed, "recommend", request(small, NEWCOMER, exclude=[v.decode() for v in first]))["video_ids"][0]
+    assert len(set(first)) == len(set(again)) == 20
+    assert {*first, *again} == {video.encode() for video in videos}  # there are 40
+    nothing = ask(feed, "recommend", request(small, NEWCOMER, exclude=videos))
+    assert set(nothing["video_ids"][0]) == {b""}
+
+
+def test_a_video_that_left_the_catalogue_is_not_shown_though_the_index_still_finds_it(small, users, videos, tmp_path):
+    tables_of = {name: tables.read_table(small.world, name) for name in ("users", "videos", "interactions")}
+    for name, table in tables_of.items():
+        left = table.filter(pc.is_in(table["video_id"], pa.array(videos[5:]))) if name == "videos" else table
+        tables.write_table(str(tmp_path / "world"), name, left)
+    assemble(small.stages, str(tmp_path / "world"), small.contract, PLAIN, small.learned).save(str(tmp_path / "1"))
+    answer = ask(
+        tf.saved_model.load(str(tmp_path / "1")),
+        "recommend",
+        *(request(small, u, exclude=[], length=40) for u in users),
+    )
+    assert not {video.encode() for video in videos[:5]} & set(answer["video_ids"].ravel())
+    assert (answer["candidates"][:-1] < 20).all()
+
+
+def test_a_stage_that_reads_less_is_asked_less_and_one_that_reads_more_is_refused(small, users, videos, plain):
+    fewer = [f for f in small.contract.features if f.name != "duration_seconds"]
+    older = small.contract.model_copy(update={"features": tuple(fewer)})
+    with pytest.raises(ContractError, match="this model reads duration_seconds, which the contract has no more"):
+        assemble(small.stages, small.world, older, PLAIN, small.learned)
+
+
+def test_a_world_without_categories_is_ranked_as_training_saw_it(small, users, videos, tmp_path):
+    for name in ("users", "videos", "interactions"):
+        table = tables.read_table(small.world, name)
+        drop = [column for column in ("primary_category", "secondary_category") if column in table.column_names]
+        tables.write_table(str(tmp_path / "world"), name, table.drop(drop))
+    optional = {"primary_category", "secondary_category", "user_category_events", "user_category_click_rate"}
+    features = [f.model_copy(update={"optional": f.name in optional or f.optional}) for f in small.contract.features]
+    contract = small.contract.model_copy(update={"features": tuple(features)})
+    world = str(tmp_path / "world")
+    assemble(small.stages, world, contract, PLAIN, small.learned).save(str(tmp_path / "1"))
+    asked = asking.user_context(world, contract, users[0], small.now, small.learned)
+    example = to_feed_example(
+        asked.features, contract, now=asked.now, categories=asked.categories, profile=asked.profile
+    )
+    answer = ask(tf.saved_model.load(str(tmp_path / "1")), "rank", example, video_ids=tf.constant([videos]))
+    expected = to_examples(asking.serving_rows(world, contract, users[0], videos, small.now, small.learned), contract)
+    stage = tf.saved_model.load(small.stages["ranker"]).signatures["serving_default"]
+    np.testing.assert_allclose(answer["scores"][0], stage(examples=tf.constant(expected))["score"], atol=1e-5)
+
+
 def test_somebody_new_gets_what_is_popular_and_a_share_by_lot(small, tmp_path):
     settings = FeedSettings(length=10, per_author=None, per_topic=None, fresh_share=0, explore_share=0.2)
     feed = small.feed(tmp_path / "1", settings)
@@ -142,6 +202,7 @@ def test_somebody_new_gets_what_is_popular_and_a_share_by_lot(small, tmp_path):
     for video, source in zip(answer["video_ids"][0], answer["sources"][0], strict=True):
         by_source.setdefault(source.decode(), []).append(video.decode())
     assert len(by_source["explore"]) >= 2  # a fifth of ten places
+    assert len(set(answer["video_ids"][0])) == 10
     events = {}
     for event in tables.read_table(small.world, "interactions", ["video_id", "clicked"]).to_pylist():
         events[event["video_id"]] = events.get(event["video_id"], 0) + (event["clicked"] > 0.5)
@@ -187,7 +248,7 @@ def test_no_author_has_more_places_than_the_settings_say_while_others_are_left(s
     author = dict(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
     for user in users[:-1]:
         shown = [video.decode() for video in ask(feed, "recommend", request(small, user))["video_ids"][0]]
-        left = set(videos) - asking.watched(small.world, user)
+        left = set(videos) - seen(small, user)
         assert len({author[video] for video in shown}) == min(6, len({author[video] for video in left}))
 
 
@@ -205,7 +266,7 @@ def test_a_share_of_the_places_is_kept_for_fresh_videos(small, users, videos, tm
     feed = tf.saved_model.load(str(tmp_path / "1"))
     fresh = {video.encode() for video in videos[::3]}
     for user in users:
-        left = fresh - {video.encode() for video in asking.watched(small.world, user)}
+        left = fresh - {video.encode() for video in seen(small, user)}
         assert len(fresh & set(ask(feed, "recommend", request(small, user))["video_ids"][0])) >= min(3, len(left))
     later = [request(small, user, now=small.now + 7200) for user in users]  # nothing is fresh any more
     assert min(len(fresh & set(row)) for row in ask(feed, "recommend", *later)["video_ids"]) < 3

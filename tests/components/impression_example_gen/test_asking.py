@@ -59,7 +59,7 @@ def test_user_and_video_put_together_are_the_row_of_an_impression(
                     assert values in ([""], [0.0, 0.0]) or math.isnan(values[0])
                 else:
                     assert values == pytest.approx(wanted if isinstance(wanted, list) else [wanted])
-        published = {"a": 0, "b": 7200, "c": 0, "d": 0}[video]
+        published = {"a": 0, "b": 7200, "c": feed.UNKNOWN_TIME, "d": 0}[video]
         assert catalogue[video][feed.PUBLISHED_AT] == [published]
         assert catalogue[video][feed.PRIMARY_CATEGORY] == [CATEGORY[video].encode()]
 
@@ -78,12 +78,26 @@ def test_popularity_counts_what_was_liked_before_the_instant(make_world, contrac
 def test_seen_is_every_video_the_user_met_in_order_of_their_ids(make_world, contract, tmp_path):
     world = make_world(tmp_path, [("ann", "c", 1, 5.0), ("ann", "a", 2, 1.0), ("bob", "b", 3, 5.0)])
     assert asking.user_context(world, contract, "ann", 10).seen == ["a", "c"]
+    assert asking.user_context(world, contract, "ann", 2).seen == ["c"]  # only what was before
     assert asking.user_context(world, contract, "nobody", 10).seen == []
 
 
 def test_the_clock_is_the_second_after_the_last_event_that_can_be_one(make_world, tmp_path):
     world = make_world(tmp_path, [("ann", "a", 5, 5.0), ("ann", "b", None, 5.0), ("ann", "c", 1_700_000_000_000, 5.0)])
     assert asking.clock(world) == 6
+
+
+def test_a_video_without_an_id_is_in_no_table(make_world, contract, entities, tmp_path):
+    world = make_world(tmp_path, [("ann", "a", 1, 5.0)])
+    nameless = entities["videos"].slice(0, 1).set_column(0, "video_id", pa.array([None], pa.string()))
+    tables.write_table(world, "videos", pa.concat_tables([entities["videos"], nameless]))
+    assert set(videos_by_id(asking.feed_catalogue(world, contract, at=5))) == {"a", "b", "c", "d"}
+
+
+def test_a_contract_with_one_of_the_counters_by_category_gets_both(make_world, contract, tmp_path):
+    world = make_world(tmp_path, [("ann", "a", 1, 5.0)])
+    one = contract.model_copy(update={"features": tuple(f for f in contract.features if f.name != "taste_rate")})
+    assert asking.user_context(world, one, "ann", 5).categories == {"pets": (1, 0.5)}
 
 
 def test_two_videos_of_one_id_are_refused(make_world, contract, entities, tmp_path):

@@ -271,12 +271,6 @@ def test_no_interaction_is_lost(run_steps, rows):
     assert len(run_steps(rows, parts=4)) == len(rows)
 
 
-def test_watched_is_every_video_the_user_met(make_world, tmp_path):
-    world = make_world(tmp_path, [("ann", "a", 1, 5.0), ("ann", "b", 2, 1.0), ("bob", "c", 3, 5.0)])
-    assert asking.watched(world, "ann") == {"a", "b"}
-    assert asking.watched(world, "nobody") == set()
-
-
 def test_an_unknown_user_gets_rows_without_what_nobody_knows(make_world, contract, tmp_path):
     world = make_world(tmp_path, [("ann", "a", 1, 5.0), ("bob", "a", 2, 1.0)])
     (row,) = asking.serving_rows(world, contract, "nobody", ["a"], at=3600)

@@ -1,0 +1,114 @@
+"""Two processes train one model: they reach what one process reaches, and go on after one of them was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+MODELS = {  # and how far the loss may be off: in-batch negatives are those of a worker's own half
+    "ranker": (
+        "trainer.ranker.run_fn",
+        {"architecture": "mhsa_crossing", "embedding_width": 4, "deep": {"units": [8], "dropout": 0.0}},
+        1e-3,
+    ),
+    "retrieval": (
+        "trainer.topic_retrieval.run_fn",
+        {"embedding_width": 4, "width": 4, "deep": {"units": [8], "dropout": 0.0}, "index": {"answers": 4}},
+        0.03,
+    ),
+}
+
+
+def free_ports(number: int) -> list[int]:
+    probes = [socket.socket() for _ in range(number)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def arguments(world: Any, folder: Path, model: dict, strategy: str, epochs: int = 3) -> str:
+    training = {"epochs": epochs, "batch_size": 48, "strategy": strategy, "patience": 9, "checkpoint_steps": 1}
+    given = {
+        "contract": world.contract.to_json(),
+        "model": model,
+        "training": training,
+        "checkpoint_dir": str(folder / "checkpoint"),
+    }
+    places = {"model_run_dir": str(folder / "run"), "serving_model_dir": str(folder / "model")}
+    return json.dumps({**vars(world.fn_args), **places, "custom_config": given})
+
+
+def start(run_fn: str, text: str, workers: int, folder: Path) -> list[subprocess.Popen]:
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
+    processes = []
+    for index in range(workers):
+        place = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_USE_LEGACY_KERAS": "1"}
+        environment |= {"TF_CONFIG": place} if workers > 1 else {}
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"worker{index}.log", "ab") as log:
+            command = [sys.executable, str(Path(__file__).parent / "one_worker.py"), run_fn, text]
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    return processes
+
+
+def finished(processes: list[subprocess.Popen], folder: Path) -> list[dict[str, float]]:
+    codes = [process.wait(timeout=600) for process in processes]
+    logs = [path.read_text(errors="replace")[-3000:] for path in sorted(folder.glob("*.log"))]
+    assert codes == [0] * len(processes), "\n".join(logs)
+    return json.loads((folder / "run" / "history.json").read_text())
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_two_workers_reach_what_one_reaches(world, tmp_path, name):
+    run_fn, model, tolerance = MODELS[name]
+    histories = []
+    for workers, strategy in ((1, "none"), (2, "multi_worker")):
+        folder = tmp_path / str(workers)
+        histories.append(finished(start(run_fn, arguments(world, folder, model, strategy), workers, folder), folder))
+    one, two = histories
+    assert len(one) == len(two) == 3
+    assert abs(one[0]["val_loss"] - one[-1]["val_loss"]) > 1e-3  # something was learned
+    for mine, theirs in zip(one, two, strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=tolerance)
+        assert theirs["val_loss"] == pytest.approx(mine["val_loss"], rel=tolerance)
+    assert tf.saved_model.contains_saved_model(str(tmp_path / "2" / "model"))
+    assert not list((tmp_path / "2").rglob("not_chief"))
+
+
+def test_workers_that_were_killed_go_on_where_they_stopped(world, tmp_path):
+    run_fn, model, _ = MODELS["ranker"]
+    whole = finished(
+        start(run_fn, arguments(world, tmp_path / "whole", model, "multi_worker", 6), 2, tmp_path / "whole"),
+        tmp_path / "whole",
+    )
+    folder = tmp_path / "killed"
+    text = arguments(world, folder, model, "multi_worker", 6)
+    processes = start(run_fn, text, 2, folder)
+    deadline = time.monotonic() + 300
+    while not (folder / "run" / "history.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in processes:  # the second dies; the engine ends the first, which waits for it
+        process.kill()
+        process.wait()
+    before = json.loads((folder / "run" / "history.json").read_text())
+    assert 1 <= len(before) < 6
+    after = finished(start(run_fn, text, 2, folder), folder)
+    assert after[: len(before)] == before
+    np.testing.assert_allclose([e["val_loss"] for e in after], [e["val_loss"] for e in whole], rtol=1e-4)
