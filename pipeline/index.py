@@ -22,14 +22,11 @@ from components.serving_baseline.executor import served_version
 from components.serving_check import trial
 from components.serving_check.settings import ServingCheckSettings
 from pipeline.errors import RunFailedError
-from pipeline.models import COVER_CHOOSER, FEED, RETRIEVER
+from pipeline.models import COVER_CHOOSER, EXPORTERS, FEED, RETRIEVER
 from pipeline.runs import artifact, learned_of_videos
 from transform.clips import VIDEO_ID
 from transform.contract import Contract, ContractError
 from transform.feed import FeedSettings
-
-# By name: this package imports no trainer.
-EXPORTERS = {RETRIEVER: "trainer.retrieval_export", COVER_CHOOSER: "trainer.jifr_export"}
 
 
 def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
@@ -77,7 +74,7 @@ def _assemble(run: Mapping[str, Any], world: str, contract: Contract, served: st
     learned = learned_of_videos(run)
     if "ranker" not in stages:
         raise ContractError(f"{run['models']}: a feed is made of a ranker, and none is served: run until one is pushed")
-    feed = assemble(stages, world, contract, settings, learned)
+    feed = assemble(EXPORTERS[FEED], stages, world, contract, settings, learned)
     feed.save(to)
     requests = [log.predict_log for log in golden.requests(feed, world, contract, asking.clock(world), learned)]
     write_warm_up(to, requests)

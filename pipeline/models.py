@@ -59,6 +59,11 @@ RANKER = "ranker"
 RETRIEVER = "topic_retrieval"
 COVER_CHOOSER = "jifr"
 FEED = "feed"  # assembled of the three last, and pushed like a model
+EXPORTERS = {  # of what is built anew without training; by name: this package imports no trainer
+    RETRIEVER: "trainer.retrieval_export",
+    COVER_CHOOSER: "trainer.jifr_export",
+    FEED: "trainer.feed_export",
+}
 MODELS: dict[str, ModelEntry] = {
     RANKER: ModelEntry("trainer.ranker.run_fn", "trainer.ranker.Config"),
     CLASSIFIER: ModelEntry(

@@ -233,7 +233,7 @@ def topic_names(topics: str | None) -> dict[str, str]:
 
 
 @contextmanager
-def served(models: str, target: str | None, timeout_seconds: float = 30.0) -> Iterator[Client]:
+def served(models: str, target: str | None, timeout_seconds: float = 120.0) -> Iterator[Client]:
     """A client of the server at `target`, or of a local server of this run's models that is stopped afterwards."""
     token = os.environ.get(TOKEN_VARIABLE)  # which a local server asks for too
     if target is not None:

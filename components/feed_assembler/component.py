@@ -21,6 +21,7 @@ class FeedAssemblerSpec(ComponentSpec):
         "world_fingerprint": ExecutionParameter(type=str),
         "contract_json": ExecutionParameter(type=str),
         "settings_json": ExecutionParameter(type=str),
+        "exporter": ExecutionParameter(type=str),
         "models": ExecutionParameter(type=str),
         "served_versions": ExecutionParameter(type=str),
     }
@@ -46,6 +47,7 @@ class FeedAssembler(base_component.BaseComponent):
         world_fingerprint: What they are known by: no other use than that unchanged ones hit the cache.
         contract_json: `Contract.to_json()`.
         settings_json: `FeedSettings.model_dump_json()`.
+        exporter: Dotted path of the module that makes the SavedModel: components import no trainer.
         models: Push destination; each model has a folder of versions in it.
         served_versions: Those served when the pipeline was started of the models that the run does not push: no other
             use than that the cache is missed when others are. The executor looks for itself.
@@ -64,6 +66,7 @@ class FeedAssembler(base_component.BaseComponent):
         world_fingerprint: str,
         contract_json: str,
         settings_json: str,
+        exporter: str,
         models: str,
         served_versions: str,
         pushed: dict[str, types.BaseChannel | None],
@@ -74,6 +77,7 @@ class FeedAssembler(base_component.BaseComponent):
             world_fingerprint=world_fingerprint,
             contract_json=contract_json,
             settings_json=settings_json,
+            exporter=exporter,
             models=models,
             served_versions=served_versions,
             **{f"pushed_{name}": channel for name, channel in pushed.items()},

@@ -24,7 +24,6 @@ from transform.feed import FeedSettings
 
 # What a stage of a feed is, and the model that is it.
 STAGES = {"ranker": "ranker", "retriever": "topic_retrieval", "chooser": "jifr"}
-EXPORTER = "trainer.feed_export"  # by name: components import no trainer
 _WARM_UP = "assets.extra/tf_serving_warmup_requests"
 
 
@@ -53,7 +52,7 @@ class Executor(base_executor.BaseExecutor):
         learned = {name: artifact_utils.get_single_uri(input_dict[name]) for name in LEARNED if input_dict.get(name)}
         settings = FeedSettings.model_validate_json(exec_properties["settings_json"])
         directory, at = path_utils.serving_model_dir(model.uri), asking.clock(world)
-        feed = assemble(stages, world, contract, settings, learned)
+        feed = assemble(exec_properties["exporter"], stages, world, contract, settings, learned)
         feed.save(directory)
         model.set_int_custom_property("rows", len(feed.ids.numpy()))
         golden.write(golden.requests(feed, world, contract, at, learned), model.uri)
@@ -67,11 +66,17 @@ def served_stages(models: str) -> dict[str, str]:
 
 
 def assemble(
-    stages: dict[str, str], world: str, contract: Contract, settings: FeedSettings, learned: dict[str, str]
+    exporter: str,
+    stages: dict[str, str],
+    world: str,
+    contract: Contract,
+    settings: FeedSettings,
+    learned: dict[str, str],
 ) -> Any:
     """The feed over the videos that a world has now: a `trainer.feed_export.Feed`.
 
     Args:
+        exporter: Dotted path of the module that has `Feed` and `Stages`.
         stages: As `served_stages` gives them, with a `ranker`.
         world: Folder of the tables.
         contract: The features.
@@ -81,9 +86,9 @@ def assemble(
     Raises:
         ContractError: There are no videos, or one is there twice.
     """
-    exporter = importlib.import_module(EXPORTER)
     videos = RecordBatchToExamplesEncoder().encode(asking.feed_catalogue(world, contract, asking.clock(world), learned))
-    return exporter.Feed(exporter.Stages(**stages), videos, contract, settings)
+    module = importlib.import_module(exporter)
+    return module.Feed(module.Stages(**stages), videos, contract, settings)
 
 
 def write_warm_up(directory: str, logs: list[Any]) -> None:
@@ -95,7 +100,9 @@ def write_warm_up(directory: str, logs: list[Any]) -> None:
 
 
 def _one_a_signature(logs: list[Any]) -> Iterator[prediction_log_pb2.PredictionLog]:
-    for asked in {log.request.model_spec.signature_name: log for log in logs}.values():
-        log = prediction_log_pb2.PredictionLog()
-        log.predict_log.request.CopyFrom(asked.request)
-        yield log
+    for name, asked in {log.request.model_spec.signature_name: log for log in logs}.items():
+        for signature in (name, "serving_default") if name == "recommend" else (name,):  # the same, but loaded apart
+            log = prediction_log_pb2.PredictionLog()
+            log.predict_log.request.CopyFrom(asked.request)
+            log.predict_log.request.model_spec.signature_name = signature
+            yield log

@@ -15,10 +15,11 @@ from tfx.utils import path_utils
 
 from components.feed_assembler import golden
 from components.serving_check import trial
+from components.serving_check.bounds import CHECK_FILE
 from components.serving_check.settings import ServingCheckSettings
 from components.world import files
 
-CHECK_FILE, LOG_FILE = "check.json", "server.log"
+LOG_FILE = "server.log"
 _MARKS = {True: "INFRA_BLESSED", False: "INFRA_NOT_BLESSED"}  # as InfraValidator leaves them
 
 

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import psutil
 import tensorflow as tf
 from tfx.utils import io_utils
 
+from components.serving_check.bounds import Bound
 from components.serving_check.settings import ServingCheckSettings
 from serving.client import Client, ServingError
 from serving.model_server.options import TOKEN_VARIABLE
@@ -26,20 +26,6 @@ from serving.model_server.options import TOKEN_VARIABLE
 NAME, VERSION = "candidate", "1"
 _DRAINED_SECONDS = 30
 _PATIENCE_SECONDS = 2.0  # of one look
-
-
-@dataclass(frozen=True)
-class Bound:
-    """One thing that was measured, and how much of it there may be; `got` is None where it was never reached."""
-
-    metric: str
-    at_most: float
-    got: float | None
-
-    @property
-    def passed(self) -> bool:
-        """Whether it was measured and is within the bound."""
-        return self.got is not None and self.got <= self.at_most
 
 
 def bounds(settings: ServingCheckSettings, measured: dict[str, float]) -> list[Bound]:

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import tensorflow_model_analysis as tfma
 
-from components.serving_check.executor import CHECK_FILE
-from components.serving_check.trial import Bound
+from components.serving_check.bounds import CHECK_FILE, Bound
 from components.world import files
 from pipeline.models import FEED
 from pipeline.report.measured import (

@@ -19,6 +19,7 @@ from transform.feed import FeedSettings
 from transform.schema import parse_spec
 
 ANSWERS = 20
+EXPORTER = "trainer.feed_export"
 PLAIN = FeedSettings(length=6, per_author=None, per_topic=None, fresh_share=0.0)
 
 
@@ -73,7 +74,7 @@ class Small:
     def feed(self, folder: Path, settings: FeedSettings = PLAIN, without: tuple[str, ...] = ()) -> Any:
         """The assembled feed, loaded."""
         stages = {name: path for name, path in self.stages.items() if name not in without}
-        assemble(stages, self.world, self.contract, settings, self.learned).save(str(folder))
+        assemble(EXPORTER, stages, self.world, self.contract, settings, self.learned).save(str(folder))
         return tf.saved_model.load(str(folder))
 
 

@@ -20,6 +20,7 @@ from transform.contract import ContractError
 from transform.feed import FeedSettings
 
 NEWCOMER = "somebody new"
+EXPORTER = "trainer.feed_export"
 PLAIN = FeedSettings(length=6, per_author=None, per_topic=None, fresh_share=0)
 
 
@@ -157,7 +158,9 @@ def test_a_video_that_left_the_catalogue_is_not_shown_though_the_index_still_fin
     for name, table in tables_of.items():
         left = table.filter(pc.is_in(table["video_id"], pa.array(videos[5:]))) if name == "videos" else table
         tables.write_table(str(tmp_path / "world"), name, left)
-    assemble(small.stages, str(tmp_path / "world"), small.contract, PLAIN, small.learned).save(str(tmp_path / "1"))
+    assemble(EXPORTER, small.stages, str(tmp_path / "world"), small.contract, PLAIN, small.learned).save(
+        str(tmp_path / "1")
+    )
     answer = ask(
         tf.saved_model.load(str(tmp_path / "1")),
         "recommend",
@@ -171,7 +174,7 @@ def test_a_stage_that_reads_less_is_asked_less_and_one_that_reads_more_is_refuse
     fewer = [f for f in small.contract.features if f.name != "duration_seconds"]
     older = small.contract.model_copy(update={"features": tuple(fewer)})
     with pytest.raises(ContractError, match="this model reads duration_seconds, which the contract has no more"):
-        assemble(small.stages, small.world, older, PLAIN, small.learned)
+        assemble(EXPORTER, small.stages, small.world, older, PLAIN, small.learned)
 
 
 def test_a_world_without_categories_is_ranked_as_training_saw_it(small, users, videos, tmp_path):
@@ -183,7 +186,7 @@ def test_a_world_without_categories_is_ranked_as_training_saw_it(small, users, v
     features = [f.model_copy(update={"optional": f.name in optional or f.optional}) for f in small.contract.features]
     contract = small.contract.model_copy(update={"features": tuple(features)})
     world = str(tmp_path / "world")
-    assemble(small.stages, world, contract, PLAIN, small.learned).save(str(tmp_path / "1"))
+    assemble(EXPORTER, small.stages, world, contract, PLAIN, small.learned).save(str(tmp_path / "1"))
     asked = asking.user_context(world, contract, users[0], small.now, small.learned)
     example = to_feed_example(
         asked.features, contract, now=asked.now, categories=asked.categories, profile=asked.profile
@@ -262,7 +265,9 @@ def test_a_share_of_the_places_is_kept_for_fresh_videos(small, users, videos, tm
     tables.write_table(str(tmp_path / "world"), "videos", table)
     settings = FeedSettings(length=6, per_author=None, per_topic=None, fresh_share=0.5, fresh_hours=2.0)
     stages = {name: path for name, path in small.stages.items() if name != "retriever"}
-    assemble(stages, str(tmp_path / "world"), small.contract, settings, small.learned).save(str(tmp_path / "1"))
+    assemble(EXPORTER, stages, str(tmp_path / "world"), small.contract, settings, small.learned).save(
+        str(tmp_path / "1")
+    )
     feed = tf.saved_model.load(str(tmp_path / "1"))
     fresh = {video.encode() for video in videos[::3]}
     for user in users:
@@ -282,7 +287,7 @@ def test_new_counters_are_taken_over_without_training(small, videos, tmp_path):
         tables.write_table(str(tmp_path / "world"), name, tables.read_table(small.world, name))
     world = str(tmp_path / "world")
     tables.write_table(world, "interactions", pa.concat_tables([events, pa.Table.from_pylist(added, events.schema)]))
-    assemble(small.stages, world, small.contract, FeedSettings(), small.learned).save(str(tmp_path / "1"))
+    assemble(EXPORTER, small.stages, world, small.contract, FeedSettings(), small.learned).save(str(tmp_path / "1"))
     now = asking.clock(world)
     assert now == small.now + 11
     asked = asking.user_context(world, small.contract, user, now, small.learned)
@@ -301,7 +306,7 @@ def test_no_videos_are_refused(small):
 
 
 def test_golden_requests_cover_every_signature_and_hold_the_answers(small, plain, tmp_path):
-    assembled = assemble(small.stages, small.world, small.contract, FeedSettings(length=6), small.learned)
+    assembled = assemble(EXPORTER, small.stages, small.world, small.contract, FeedSettings(length=6), small.learned)
     assembled.save(str(tmp_path / "1"))
     golden.write(golden.requests(assembled, small.world, small.contract, small.now, small.learned), str(tmp_path))
     read = golden.read(str(tmp_path))

@@ -14,7 +14,8 @@ from tfx.utils import path_utils
 
 from components.feed_assembler import golden
 from components.serving_check import trial
-from components.serving_check.executor import CHECK_FILE, Executor
+from components.serving_check.bounds import CHECK_FILE, Bound
+from components.serving_check.executor import Executor
 from components.serving_check.settings import ServingCheckSettings
 
 
@@ -82,7 +83,7 @@ def served(tmp_path_factory):
         yield process, client
 
 
-def measured(served, *logs: prediction_log_pb2.PredictionLog, **settings) -> dict[str, trial.Bound]:
+def measured(served, *logs: prediction_log_pb2.PredictionLog, **settings) -> dict[str, Bound]:
     """Each bound by its metric, of golden requests at a server that is ready."""
     bounds = ServingCheckSettings(requests=20, **settings)
     found = trial.bounds(bounds, trial._measured(*served, [log.predict_log for log in logs], bounds))

@@ -1,0 +1,113 @@
+"""Beam code on other runners: several processes, and a job server with workers that share no memory with the driver."""
+
+from __future__ import annotations
+
+import glob
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow as tf
+from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
+from tfx.types import standard_artifacts
+
+from components.clip_example_gen.executor import Executor as ClipExecutor
+from components.frame_embedder.artifact import FrameVectors
+from components.frame_embedder.executor import Executor as FrameExecutor
+from components.frame_embedder.settings import FrameSettings
+from components.importers.demo import import_demo
+from components.impression_example_gen.executor import Executor as ImpressionExecutor
+from transform import contract as contracts
+from transform.clip_settings import ClipSettings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+CONTRACT = contracts.load("microvideo").to_json()
+SPLITS = '{"by": "time", "train": 0.8, "valid": 0.1, "test": 0.1}'
+CLIPS = ClipSettings(frames=4, size=16, sound_steps=2, mels=4, key_frames=2)
+PLAIN = ["--runner=DirectRunner", "--direct_running_mode=in_memory"]
+SEVERAL = ["--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("world")
+    import_demo(None, str(out), users=20, videos=12, interactions=400, seed=6)
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def job_server(tmp_path_factory) -> Iterator[list[str]]:
+    """The arguments by which a pipeline goes to a job server of Beam, which starts a process for each worker."""
+    folder = tmp_path_factory.mktemp("server")
+    ready = folder / "port"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    command = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", "--port", "0"]
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(
+            [*command, "--port_file", str(ready)], stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    deadline = time.monotonic() + 120
+    while not (ready.is_file() and ready.read_text().strip()):
+        assert process.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.2)
+    worker = f"{sys.executable} -m apache_beam.runners.worker.sdk_worker_main"
+    yield [
+        "--runner=PortableRunner",
+        f"--job_endpoint=127.0.0.1:{ready.read_text().strip()}",
+        "--environment_type=beam:env:harness_subprocess_python:v1",
+        f"--environment_config={worker}",
+    ]
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(30)
+
+
+@pytest.fixture(params=["several processes", "job server"])
+def runner(request) -> list[str]:
+    return SEVERAL if request.param == "several processes" else request.getfixturevalue("job_server")
+
+
+def execute(executor: type, outputs: dict[str, Any], properties: dict[str, Any], folder: Path, beam: list[str]) -> None:
+    context = BaseBeamExecutor.Context(beam_pipeline_args=beam, tmp_dir=str(folder / "temporary"), unique_id="1")
+    for name, artifact in outputs.items():
+        artifact.uri = str(folder / name)
+    executor(context).Do({}, {name: [artifact] for name, artifact in outputs.items()}, properties)
+
+
+def records(pattern: str) -> list[bytes]:
+    """Every record of the files, with its features in order, sorted."""
+    found = tf.data.TFRecordDataset(sorted(glob.glob(pattern)), "GZIP").as_numpy_iterator()
+    return sorted(tf.train.Example.FromString(r).SerializeToString(deterministic=True) for r in found)
+
+
+def impressions(world: str, folder: Path, beam: list[str]) -> dict[str, list[bytes]]:
+    properties = {"world": world, "contract_json": CONTRACT, "splits_json": SPLITS, "rows_per_partition": 50}
+    execute(ImpressionExecutor, {"examples": standard_artifacts.Examples()}, properties, folder, beam)
+    return {split: records(f"{folder}/examples/Split-{split}/*") for split in ("train", "valid", "test")}
+
+
+def clips(world: str, folder: Path, beam: list[str]) -> dict[str, list[bytes]]:
+    properties = {"world": world, "contract_json": CONTRACT, "splits_json": SPLITS.replace("time", "hash")}
+    given = {**properties, "settings_json": CLIPS.to_json()}
+    execute(ClipExecutor, {"examples": standard_artifacts.Examples()}, given, folder, beam)
+    return {"all": records(f"{folder}/examples/Split-*/*")}
+
+
+def frames(world: str, folder: Path, beam: list[str]) -> dict[str, list[bytes]]:
+    properties = {"world": world, "settings_json": FrameSettings().model_dump_json()}
+    execute(FrameExecutor, {"frames": FrameVectors()}, properties, folder, beam)
+    return {"all": records(f"{folder}/frames/frames/*")}
+
+
+@pytest.mark.parametrize("made", [impressions, clips, frames])
+def test_another_runner_makes_the_same_examples(world, runner, tmp_path, made):
+    expected = made(world, tmp_path / "plain", PLAIN)
+    assert all(expected.values())
+    assert made(world, tmp_path / "other", runner) == expected
