@@ -1,45 +1,46 @@
-"""JIFR and its baselines on the demo world, where it is known what users like frames for.
+"""JIFR and its baselines: on the demo world, where it is known what users like frames for, and on real data.
 
-    python benchmarks/jifr.py [--seeds 1 2 3] [--models jifr bpr ...] [--only-missing]
+    python benchmarks/jifr.py [--sets demo tiktok movielens] [--seeds 1 2 3] [--models jifr bpr ...] [--only-missing]
+        [--peer-python PYTHON_WITH_CORNAC]
 
-Split by time, 80/10/10; learned from what was opened, never from a liked frame. Videos: HR@15 and NDCG@15 of each
-opened video of the test rows among 1,000 others that the user had not opened (all of them where there are fewer), ten
-times, and among all. Frames: hits and NDCG of the liked one among the video's own. All as `pipeline.cover_metrics`
-counts them. Every model has the same training and the best epoch by validation AUC; `jifr_na` is the paper's JIFR_NA,
-and with the other three variants its Table 2. Results go to `results/jifr.{json,md}`.
+`protocols/opened.py` says what the sets are and how they are split; learned is from what was opened, never from a liked
+frame. Videos: HR@15 and NDCG@15 of each opened video of the test rows among 1,000 others that the user had not opened
+(all of them where there are fewer), ten times, and among all. Frames: hits and NDCG of the liked one among the video's
+own. All as `pipeline.cover_metrics` counts them. Every model has the same training and the best epoch by validation
+AUC; `jifr_na` is the paper's JIFR_NA, and with the other three variants its Table 2. On real data `l2` is the best of
+three by the validation AUC of the first seed, and cornac's BPR and VBPR, with settings chosen likewise, rank the same
+videos. Results go to `results/jifr.{json,md}`.
 """
 
 import argparse
+import json
 import os
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-import av
 import numpy as np
-import pyarrow.parquet as pq
 import tensorflow as tf
-from protocols import table
+from protocols import opened, table
+from protocols.opened import CONTRACT, Data
 
-from components.frame_embedder.encoders import colours
-from components.importers.demo import import_demo
-from components.importers.demo_media import FRAMES, SCENES
+from components.importers.demo_media import SCENES
 from pipeline.cover_metrics import Sums, places
-from trainer.data import Split
 from trainer.jifr import Config, Jifr, build_model, objective, opened_in, shape_of
 from trainer.jifr_export import Standard
 from trainer.keras_version import keras
 from trainer.layers.pair_scorer import PairScorer, Shape, Shown, standardised
 from trainer.training import TrainingConfig, fit
-from transform.contract import parse
-from transform.frames import Frames
 
 HERE = Path(__file__).parent
-SAMPLED, REPEATS, HISTORY = 1000, 10, 50
-# By the validation AUC of seed 1: 0.2 or 0.02 for l2. JIFR's are those of `pipeline/configs/demo.yaml`.
+DATA = Path(os.environ.get("SHORTLIST_DATA", HERE.parent.parent / "shared" / "data"))
+SAMPLED, REPEATS = 1000, 10
+# On the demo world by the validation AUC of seed 1: 0.2 or 0.02 for l2, as in `pipeline/configs/demo.yaml`.
 SHARED = {"l2": 0.2, "attention_units": 8, "attention_l2": 0.01}
 NA = {"content_attention": False, "rating_attention": False}
 MODELS: dict[str, dict[str, Any]] = {
@@ -49,114 +50,143 @@ MODELS: dict[str, dict[str, Any]] = {
     "jifr_na": NA,
     **{name: {"architecture": name, "l2": 0.02} for name in ("bpr", "vbpr", "acf", "cdl", "vpoi")},
 }
-CONTRACT = parse(f"""
-name: opened
-vocabularies: {{user: {{}}, video: {{}}}}
-features:
-  - {{name: user, kind: id, role: user, vocabulary: user, source: users.user_id}}
-  - {{name: video, kind: id, role: video, vocabulary: video, source: videos.video_id}}
-  - {{name: history, kind: history, role: user, vocabulary: video, max_length: {HISTORY}, source: derived.user_history}}
-  - {{name: label, kind: number, role: label, source: interactions.clicked, positive_above: 0.5, negative_below: 0.5}}
-""")
+REAL = [name for name in MODELS if name not in ("jifr_content", "jifr_rating")]  # one frame a video: nothing to attend
+L2 = (0.2, 0.02, 0.002)
+PEERS: dict[str, list[dict[str, Any]]] = {
+    "bpr": [
+        {"k": 32, "learning_rate": rate, "lambda_reg": weight, "max_iter": 100}
+        for rate in (0.01, 0.05)
+        for weight in (0.001, 0.01, 0.05)
+    ],
+    "vbpr": [
+        {"k": 16, "k2": 16, "learning_rate": rate, "lambda_w": weight, "n_epochs": 30, "batch_size": 100}
+        for rate in (0.001, 0.005)
+        for weight in (0.001, 0.01)
+    ],
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", choices=opened.SETS, default=list(opened.SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--only-missing", action="store_true", help="skip what the results hold already")
+    parser.add_argument("--peer-python", type=Path, help="Python 3.11 with benchmarks/peers/pairwise_requirements.txt")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the data sets")
     options = parser.parse_args()
     results = table.Results(Path(os.environ.get("RESULTS", HERE / "results")) / "jifr.json")
-    for seed in options.seeds:
-        with tempfile.TemporaryDirectory() as world:
-            import_demo(None, world, seed=seed)
-            data = Data(Path(world))
-        for name in options.models:
-            if options.only_missing and results.has("demo", "ours", name, seed):
+    for part, seed in ((part, seed) for part in options.sets for seed in options.seeds):
+        data = opened.load(part, options.data, seed)
+        models = [name for name in options.models if part == "demo" or name in REAL]
+        wanted = [("ours", name) for name in models]
+        wanted += [("peer", name) for name in PEERS if part != "demo" and options.peer_python]
+        for side, name in wanted:
+            if options.only_missing and results.has(part, side, name, seed):
                 continue
-            measure = run({**SHARED, **MODELS[name]}, data, seed)
-            results.add({"protocol": "demo", "side": "ours", "model": name, "seed": seed, **measure})
+            before = next(iter(results.of(part, side, name)), {}).get("settings")
+            if side == "ours":
+                measure = _ours(part, name, data, seed, before)
+            else:
+                measure = _peer(options.peer_python, name, data, seed, before)
+            results.add({"protocol": part, "side": side, "model": name, "seed": seed, **measure})
             write(results, results.path.with_suffix(".md"))
-            print(seed, name, {k: round(v, 4) for k, v in measure.items() if isinstance(v, float)}, flush=True)
+            shown = {k: round(v, 4) for k, v in measure.items() if isinstance(v, float)}
+            print(part, seed, side, name, shown, flush=True)
 
 
-class Data:
-    """One demo world, encoded: rows of users and videos from 1, in the order of their ids."""
-
-    def __init__(self, world: Path) -> None:
-        events = pq.read_table(world / "interactions.parquet").sort_by("at").to_pydict()
-        feedback = pq.read_table(world / "frame_feedback.parquet").to_pydict()
-        videos = pq.read_table(world / "videos.parquet").to_pydict()
-        users = np.unique(pq.read_table(world / "users.parquet")["user_id"].to_pylist())
-        order = np.unique(videos["video_id"])
-        self.user = np.searchsorted(users, events["user_id"]) + 1
-        self.video = np.searchsorted(order, events["video_id"]) + 1
-        self.label = np.array(events["clicked"], np.float32)
-        self.sizes = {"user": len(users) + 2, "video": len(order) + 2}
-        self.cut = [int(len(self.user) * share) for share in (0.8, 0.9)]
-        self.history = self._histories()
-        self._before: dict[int, set[int]] = {}
-        for row in np.flatnonzero(self.label[: self.cut[1]]):
-            self._before.setdefault(int(self.user[row]), set()).add(int(self.video[row]))
-        media = dict(zip(videos["video_id"], videos["media_path"], strict=True))
-        looks = [_looks(world / media[name]) if media[name] else np.zeros((0, 88)) for name in order]
-        vectors = np.zeros((len(order), SCENES, 88), np.float32)
-        for row, found in enumerate(looks):
-            vectors[row, : len(found)] = found
-        mask = vectors.any(axis=2).astype(np.float32)
-        paths = np.full(mask.shape, "")
-        self.frames = Frames(list(order), vectors, mask, paths, np.full(mask.shape, np.nan, np.float32))
-        self.liked: dict[tuple[int, int], list[int]] = {}
-        of_user = np.searchsorted(users, feedback["user_id"]) + 1
-        of_video = np.searchsorted(order, feedback["video_id"]) + 1
-        for pair in zip(of_user, of_video, feedback["frame_index"], strict=True):
-            self.liked.setdefault(pair[:2], []).append(pair[2])
-
-    def _histories(self) -> np.ndarray:
-        """What the user of each event had opened before it: [events, HISTORY]."""
-        history = np.zeros((len(self.user), HISTORY), np.int64)
-        past: dict[int, list[int]] = {}
-        for row, (user, video, label) in enumerate(zip(self.user, self.video, self.label, strict=True)):
-            recent = past.get(user, [])[-HISTORY:]
-            history[row, : len(recent)] = recent
-            if label > 0:
-                past.setdefault(user, []).append(video)
-        return history
-
-    def opened_before(self, user: int) -> set[int]:
-        """What a user had opened before the test rows."""
-        return self._before.get(user, set())
-
-    def split(self, first: int | None, last: int | None) -> Split:
-        """The clicks among some of the events."""
-        rows = np.arange(len(self.user))[first:last]
-        rows = rows[self.label[rows] > 0]
-        columns = {"user": self.user, "video": self.video, "history": self.history, "label": self.label}
-        return Split(CONTRACT, (f"{first}-{last}",), {}, len(rows), {name: v[rows] for name, v in columns.items()})
+def _ours(part: str, name: str, data: Data, seed: int, before: dict[str, Any] | None) -> dict[str, Any]:
+    """One of our models with the settings of the demo, those chosen before, or the best of the grid."""
+    settings = {**SHARED, **MODELS[name]}
+    if part == "demo":
+        return run(settings, data, seed, 256)
+    grid = [before] if before else [{**settings, "l2": l2} for l2 in L2]
+    return max((run(each, data, seed, 1024) for each in grid), key=lambda found: found["valid_auc"])
 
 
-def _looks(path: Path) -> np.ndarray:
-    """The middle picture of each scene, described: [SCENES, 88]."""
-    with av.open(str(path)) as container:
-        pictures = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
-    return colours([pictures[scene * FRAMES // SCENES + FRAMES // SCENES // 2] for scene in range(SCENES)])
-
-
-def run(settings: dict[str, Any], data: Data, seed: int) -> dict[str, Any]:
+def run(settings: dict[str, Any], data: Data, seed: int, batch_size: int) -> dict[str, Any]:
     """Trains and judges one model."""
     config = Config.of(settings, "model")
-    training = TrainingConfig(epochs=60, batch_size=256, learning_rate=3e-3, patience=5, seed=seed)
+    training = TrainingConfig(epochs=60, batch_size=batch_size, learning_rate=3e-3, patience=5, seed=seed)
     train, valid = data.split(None, data.cut[0]), data.split(*data.cut)
-    opened = opened_in(train, data.sizes)
-    shape, standard = shape_of(CONTRACT, data.sizes, data.frames, np.arange(1, len(data.frames.ids) + 1), opened)
+    clicked = opened_in(train, data.sizes)
+    shape, standard = shape_of(CONTRACT, data.sizes, data.frames, np.arange(1, len(data.frames.ids) + 1), clicked)
     with tempfile.TemporaryDirectory() as folder:
         model = fit(
-            lambda: build_model(config, CONTRACT, shape, opened),
+            lambda: build_model(config, CONTRACT, shape, clicked),
             train, valid, objective(), training, tf.distribute.get_strategy(), f"{folder}/checkpoint", f"{folder}/run",
         )  # fmt: skip
+        history = json.loads(Path(f"{folder}/run/history.json").read_text())
     found = judge(model.get_layer("triples").scorer, data, shape, standard, seed)
     keras.backend.clear_session()
-    return {**found, "versions": {"tensorflow": tf.__version__}}
+    best = max(entry["val_auc"] for entry in history)
+    return {**found, "valid_auc": best, "settings": settings, "versions": {"tensorflow": tf.__version__}}
+
+
+def _peer(python: Path, name: str, data: Data, seed: int, before: dict[str, Any] | None) -> dict[str, Any]:
+    """A model of cornac: the settings chosen before, or the best of the grid by AUC on the validation rows."""
+    found = []
+    for settings in [before] if before else PEERS[name]:
+        scores, versions = _scored(python, name, {**settings, "seed": seed}, data)
+        found.append({**_peer_judged(scores, data, seed), "valid_auc": _valid_auc(scores, data), "settings": settings})
+        found[-1]["versions"] = versions
+    return max(found, key=lambda row: row["valid_auc"])
+
+
+def _scored(python: Path, name: str, settings: dict[str, Any], data: Data) -> tuple[np.ndarray, dict[str, str]]:
+    """A score of every video for every user, by rows from 1 (row and column 0 are nobody)."""
+    opened_rows = np.flatnonzero(data.label[: data.cut[0]] > 0)
+    pairs = np.stack([data.user[opened_rows], data.video[opened_rows]], axis=1) - 1
+    users, videos = (data.sizes[key] - 2 for key in ("user", "video"))
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = f"{folder}/in.npz", f"{folder}/out.npy"
+        looks = np.nan_to_num(data.frames.vectors.sum(axis=1))
+        np.savez(source, train=np.unique(pairs, axis=0), looks=looks, videos=videos, asked=np.arange(users))
+        command = [str(python), str(HERE / "peers" / "pairwise_peers.py"), name, json.dumps(settings), source, out]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
+        scores = np.full((users + 1, videos + 1), -1e9, np.float32)
+        scores[1:, 1:] = np.load(out)
+    return scores, json.loads(told)
+
+
+def _valid_auc(scores: np.ndarray, data: Data) -> float:
+    """How often an opened video of the validation rows is above one drawn from all."""
+    rows = np.arange(*data.cut)[data.label[slice(*data.cut)] > 0]
+    drawn = np.random.default_rng(0).integers(1, scores.shape[1], (len(rows), 100))
+    own, others = scores[data.user[rows], data.video[rows]][:, None], scores[data.user[rows][:, None], drawn]
+    return float(np.mean((others < own) + 0.5 * (others == own)))
+
+
+def _peer_judged(scores: np.ndarray, data: Data, seed: int) -> dict[str, float]:
+    """The measures of videos; cornac does not rank frames."""
+    sums = Sums()
+    for user, video, others, drawn in _asked(data, seed):
+        row = scores[user, 1:]
+        nothing = np.full(data.frames.mask.shape[1], np.nan)
+        frames = {"frame_scores": nothing, "popular_frame_scores": nothing}
+        sums.add(str(user), 1.0, [], {**_ranks(row, video, others, drawn), **frames})
+    return {name: value for name, value in sums.values().items() if name in COLUMNS[:4]}
+
+
+def _asked(data: Data, seed: int) -> Iterator[tuple[int, int, np.ndarray, list[np.ndarray]]]:
+    """User and opened video (from 0) of each test row; all other videos it is ranked among, and the samples of them."""
+    rows, random = np.arange(1, len(data.frames.ids) + 1), np.random.default_rng(seed)
+    columns = data.test().columns
+    assert columns is not None
+    for user, video in zip(columns["user"], columns["video"] - 1, strict=True):
+        others = np.setdiff1d(rows, [*data.opened_before(user), video + 1]) - 1
+        yield (
+            user,
+            video,
+            others,
+            [random.choice(others, min(SAMPLED, len(others)), replace=False) for _ in range(REPEATS)],
+        )
+
+
+def _ranks(scores: np.ndarray, video: int, others: np.ndarray, drawn: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """How many are above the opened video; equal ones count half."""
+    beats = 1 - (scores < scores[video]) - 0.5 * (scores == scores[video])
+    return {"above": np.array([beats[others].sum()]), "above_sampled": np.array([beats[d].sum() for d in drawn])}
 
 
 def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed: int) -> dict[str, float]:
@@ -171,7 +201,7 @@ def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed
     users = tf.range(1, data.sizes["user"] - 1)
     everyone = scorer.people({"user": users, "history": tf.zeros([len(users), 1], tf.int64)})
     average = {name: tf.reduce_mean(value, axis=0, keepdims=True) for name, value in everyone.items()}
-    random, sums, printed = np.random.default_rng(seed), Sums(), Sums()
+    asked, sums, printed = _asked(data, seed), Sums(), Sums()
 
     def liking(who: dict[str, tf.Tensor], video: int, telling: bool = True) -> np.ndarray:
         if not scorer.looks:
@@ -181,17 +211,12 @@ def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed
             own = tf.concat([own[:, :, :-1], tf.zeros_like(own[:, :, -1:])], axis=2)
         return np.where(mask[video] > 0, scorer.look(who, own)[0], np.nan)
 
-    for inputs, _, _ in data.split(data.cut[1], None).in_order(512):
+    for inputs, _, _ in data.test().in_order(512):
         people = scorer.people({**inputs, "user": shape.met(inputs["user"])})
         scores = scorer.score(people, {name: value[tf.newaxis] for name, value in videos.items()}).numpy()
-        for row, (user, video) in enumerate(zip(inputs["user"].numpy(), inputs["video"].numpy() - 1, strict=True)):
-            others = np.setdiff1d(rows, [*data.opened_before(user), video + 1]) - 1
-            beats = 1 - (scores[row] < scores[row, video]) - 0.5 * (scores[row] == scores[row, video])
-            drawn = [random.choice(others, min(SAMPLED, len(others)), replace=False) for _ in range(REPEATS)]
-            ranks = {
-                "above": np.array([beats[others].sum()]),
-                "above_sampled": np.array([beats[d].sum() for d in drawn]),
-            }
+        for row in range(len(scores)):
+            user, video, others, drawn = next(asked)
+            ranks = _ranks(scores[row], video, others, drawn)
             person = {name: value[row : row + 1] for name, value in people.items()}
             frames = {"frame_scores": liking(person, video), "popular_frame_scores": liking(average, video)}
             liked = data.liked.get((user, video + 1), [])
@@ -242,7 +267,41 @@ def write(results: table.Results, path: Path) -> None:
         popular = _spread([row["frame_hits_at_1_popular"] for row in results.of("demo", "ours", name)])
         lines.append(f"| average user, by {name} | | | | | {popular} | |")
     lines += ["", *_table_2(results)]
+    for part in opened.SETS[1:]:
+        lines += _real(results, part)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _real(results: table.Results, part: str) -> list[str]:
+    """A real set: ours and cornac's."""
+    sides = [(side, name) for side, known in (("ours", REAL), ("peer", PEERS)) for name in known]
+    found = {key: results.of(part, *key) for key in sides}
+    found = {key: rows for key, rows in found.items() if rows}
+    if not found:
+        return []
+    heads = ("model", "HR@15 of 1,000", "NDCG@15 of 1,000", "HR@15 of all", "NDCG@15 of all", "seeds")
+    lines = ["", f"## {part}", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for (side, name), rows in found.items():
+        cells = [_spread([row[column] for row in rows]) for column in COLUMNS[:4]]
+        title = name if side == "ours" else f"cornac's {name.upper()}"
+        lines.append(f"| {title} | {' | '.join(cells)} | {len(rows)} |")
+    return [*lines, "", *_bars(results, part)]
+
+
+def _bars(results: table.Results, part: str) -> list[str]:
+    column = COLUMNS[0]
+    pairs = [("ours", "jifr", "ours", "jifr_na"), *(("ours", name, "peer", name) for name in PEERS)]
+    lines = []
+    for side, name, other_side, other in pairs:
+        mine, theirs = results.mean(part, side, name, column), results.mean(part, other_side, other, column)
+        if mine is None or theirs is None:
+            continue
+        spread = float(np.std([row[column] for row in results.of(part, side, name)]))
+        claim, holds = f"{name} at least {other}", mine >= theirs
+        if side != other_side:
+            claim, holds = f"our {name} at least cornac's, but for twice its spread", mine >= theirs - 2 * spread
+        lines.append(f"- {'holds' if holds else '**does not hold**'}: {claim} ({mine:.4f} and {theirs:.4f})")
+    return lines
 
 
 def _table_2(results: table.Results) -> list[str]:
