@@ -201,9 +201,10 @@ def test_the_shipped_configs_are_text_protos(name):
     """Serving's Python package has the message of models.config only; the fields of the others are spelled here."""
     text = (Path(__file__).parents[2] / "serving" / "configs" / f"{name}.config").read_text()
     if name == "models":
-        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig()).model_config_list.config[0]
-        assert (config.name, config.base_path, config.model_platform) == ("ranker", "/models/ranker", "tensorflow")
-        assert config.model_version_policy.latest.num_versions == 1
+        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig()).model_config_list.config
+        told = [(model.name, model.base_path, model.model_platform) for model in config]
+        assert told == [(name, f"/models/{name}", "tensorflow") for name in ("feed", "ranker")]
+        assert {model.model_version_policy.latest.num_versions for model in config} == {1}
     fields = {
         "models": ["model_config_list"],
         "batching": ["max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads"],
