@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -79,12 +81,13 @@ def _assemble(run: Mapping[str, Any], world: str, contract: Contract, served: st
     requests = [log.predict_log for log in golden.requests(feed, world, contract, asking.clock(world), learned)]
     write_warm_up(to, requests)
     bounds = ServingCheckSettings.model_validate(run["config"]["serving_check"])
-    log = f"{run['models']}/../logs/index-server.log"
-    failed = [b for b in trial.try_out(to, requests, bounds, log) if not b.passed]
-    if failed:
-        io_utils.delete_dir(to)
-        told = ", ".join(f"{b.metric}: {b.got} (at most {b.at_most:g})" for b in failed)
-        raise RunFailedError(f"the new feed is not served: {told}; its server printed {log}")
+    with tempfile.NamedTemporaryFile("r", errors="replace") as log:
+        failed = [bound for bound in trial.try_out(to, requests, bounds, log.name) if not bound.passed]
+        if failed:
+            io_utils.delete_dir(to)
+            told = ", ".join(f"{b.metric}: {b.got} (at most {b.at_most:g})" for b in failed)
+            logging.error("the server of the new feed printed:\n%s", log.read())
+            raise RunFailedError(f"the new feed is not pushed: {told}; what its server printed is in the log")
 
 
 def _push(run: Mapping[str, Any], name: str, served: str, make: Callable[[str, str], object]) -> str:
