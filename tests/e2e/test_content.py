@@ -33,7 +33,7 @@ from pipeline.report.topics import read_topics
 from transform.contract import Contract
 from transform.schema import parse_spec
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # five models are trained before the first test
 
 WIDTH = 16  # of the contract's content vectors
 SETTINGS = RunConfig.model_validate(
@@ -161,9 +161,15 @@ def test_impressions_hold_the_topics_of_their_video(pushed):
 
 
 @pytest.fixture(scope="module")
-def feed(pushed) -> recommend.Feed:
+def client(pushed):
+    """Of a server of all that was pushed."""
     with recommend.served(pushed.models, target=None) as client:
-        return recommend.recommend(asdict(pushed), cli._busiest_users(pushed.world)[0], 10, client)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def feed(pushed, client) -> recommend.Feed:
+    return recommend.recommend(asdict(pushed), cli._busiest_users(pushed.world)[0], 10, client)
 
 
 def test_the_feed_ranks_what_retrieval_and_queues_found_and_names_topics(pushed, feed):
@@ -190,8 +196,9 @@ def test_the_feed_is_tried_on_a_server_before_it_is_pushed(pushed):
     assert "Gates: feed" in render(load(Path(pushed.models).parent))
 
 
-def test_recommend_prints_json_only_and_somebody_new_gets_what_is_popular(pushed, folder):
+def test_recommend_prints_json_only_and_somebody_new_gets_what_is_popular(pushed, folder, client):
     command = [sys.executable, "-m", "pipeline.cli", "recommend", "--run", str(folder), "--user", "nobody", "--json"]
+    command += ["--target", client.target]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=300, check=True)
     answer = json.loads(done.stdout)
     assert not answer["known_user"]
@@ -222,11 +229,10 @@ def test_no_model_learns_from_a_liked_frame(pushed):
     assert not any(b"liked_frames" in record for record in learned)
 
 
-def test_the_page_shows_both_feeds_and_both_covers_of_a_video(pushed, tmp_path):
+def test_the_page_shows_both_feeds_and_both_covers_of_a_video(pushed, client, tmp_path):
     users = cli._busiest_users(pushed.world)
-    with recommend.served(pushed.models, target=None) as client:
-        feeds = [recommend.recommend(asdict(pushed), user, 5, client) for user in users]
-        write_page(asdict(pushed), feeds, client, tmp_path / "feed.html")
+    feeds = [recommend.recommend(asdict(pushed), user, 5, client) for user in users]
+    write_page(asdict(pushed), feeds, client, tmp_path / "feed.html")
     page = (tmp_path / "feed.html").read_text()
     shown = [entry for feed in feeds for entry in feed.entries]
     assert all(escape(entry.title) in page for entry in shown)
