@@ -197,7 +197,9 @@ def serve(context: typer.Context, runs: Runs = Path("runs")) -> None:
     from pipeline.runs import load_run, newest_run
     from serving.model_server import options
 
-    chosen = options.parse(context.args, "shortlist serve", lambda: str(load_run(newest_run(runs))["models"]))
+    chosen = options.parse(
+        context.args, "shortlist serve", lambda: str(load_run(newest_run(runs, with_models=True))["models"])
+    )
     if chosen.models and not Path(chosen.models).is_dir():
         raise ContractError(f"no models in {chosen.models}: expected a folder of MODEL/VERSION/saved_model.pb")
     from serving.model_server.__main__ import serve as serve_options
@@ -221,7 +223,7 @@ def recommend(
 
     if beside is not None and html is None:
         raise ContractError("--beside shows a second user on the page of --html: give --html FILE too")
-    _recommend(folder or newest_run(runs), user, n, target, as_json, html, beside)
+    _recommend(folder or newest_run(runs, with_models=True), user, n, target, as_json, html, beside)
 
 
 @app.command()
@@ -229,7 +231,7 @@ def index(folder: RunFolder = None, world: World = None, runs: Runs = Path("runs
     """Take new videos into the served models of retrieval and covers and into the feed, without training again."""
     from pipeline.runs import load_run, newest_run
 
-    folder = folder or newest_run(runs)
+    folder = folder or newest_run(runs, with_models=True)
     record = load_run(folder)
     with _log_to(folder / "logs" / "index.log") as console:
         from pipeline.index import rebuild

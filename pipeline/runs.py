@@ -39,13 +39,19 @@ def learned_of_videos(run: Mapping[str, Any]) -> dict[str, str]:
     return {name: uri for name, uri in found.items() if uri is not None}
 
 
-def newest_run(runs: Path) -> Path:
+def newest_run(runs: Path, with_models: bool = False) -> Path:
     """The folder of the run that ended last.
+
+    Args:
+        runs: Folder of runs.
+        with_models: Whether only runs count that have pushed a model, if there are any.
 
     Raises:
         ContractError: There is none.
     """
     records = sorted(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    if with_models:
+        records = [path for path in records if (path.parent / "models").is_dir()] or records
     if not records:
         raise ContractError(f"no run.json below {runs}: start with `shortlist demo`, or `shortlist run --config FILE`")
     return records[-1].parent

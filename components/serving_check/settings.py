@@ -29,5 +29,5 @@ class ServingCheckSettings(BaseModel):
     requests: int = Field(default=50, ge=1)
     p99_milliseconds: float = Field(default=1000.0, gt=0)
     memory_megabytes: float = Field(default=4096.0, gt=0)
-    startup_seconds: float = Field(default=180.0, gt=0)
+    startup_seconds: float = Field(default=600.0, gt=0)
     tolerance: float = Field(default=1e-5, gt=0)

@@ -3,6 +3,7 @@
 import copy
 import glob
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from components.importers.demo import import_demo
+from components.world import tables
 from pipeline import kubeflow, local_runner
 from pipeline.config import RunConfig
 from tests.pipeline.kubeflow_engine import Engine, TaskFailedError
@@ -106,14 +108,17 @@ def test_another_world_is_a_parameter_of_the_same_spec(engine, world, first, tmp
     assert engine.skipped == ["ImpressionExampleGen"]
     done = engine.run(spec, "other", {"world": str(tmp_path)})
     assert engine.started == ["ImpressionExampleGen"]
-    assert done["ImpressionExampleGen"]["examples"][0]["metadata"]["rows"] == 300
+    events = tables.read_table(str(tmp_path), "interactions", ["at"])
+    assert done["ImpressionExampleGen"]["examples"][0]["metadata"]["rows"] == len(events)
 
 
 def test_a_step_that_failed_is_tried_again(engine, world, tmp_path):
     spec = only("ContractSchema", job(world, Path(engine.root).parent, settings()))
     container = spec["pipelineSpec"]["deploymentSpec"]["executors"]["ContractSchema_executor"]["container"]
-    container["args"][1] = "tests.e2e.sabotage.FailsOnce"
-    container["env"] = [{"name": "FAILED_BEFORE", "value": str(tmp_path / "marker")}]
+    container["args"][1] = "sabotage.FailsOnce"
+    paths = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parent)))
+    marker = {"name": "FAILED_BEFORE", "value": str(tmp_path / "marker")}
+    container["env"] = [marker, {"name": "PYTHONPATH", "value": paths}]
     assert json.dumps(engine.run(spec, "retried")["ContractSchema"]).count("retried/ContractSchema/schema")
     assert engine.started == ["ContractSchema", "ContractSchema"]
     (tmp_path / "marker").unlink()
