@@ -119,8 +119,7 @@ def _asked(run: dict[str, Any], number: int) -> list[tuple[str, bytes]]:
     found = []
     for entry in sorted(users, key=lambda entry: -entry["counts"])[:number]:
         asked = asking.user_context(world, contract, entry["values"], asking.clock(world), learned_of_videos(run))
-        more = {"now": asked.now, "exclude": asked.seen, "categories": asked.categories, "profile": asked.profile}
-        found.append((entry["values"], to_feed_example(asked.features, contract, **more)))
+        found.append((entry["values"], to_feed_example(asked.features, contract, **asked.told)))
     return found
 
 

@@ -104,16 +104,7 @@ class _Asked:
     def request(self, n: int | None = None, queue: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """What the served feed is asked with."""
         context = self.context
-        example = to_feed_example(
-            context.features,
-            self.contract,
-            length=n,
-            now=context.now,
-            exclude=context.seen,
-            queue=queue,
-            categories=context.categories,
-            profile=context.profile,
-        )
+        example = to_feed_example(context.features, self.contract, length=n, queue=queue, **context.told)
         return {"examples": np.array([example], dtype=object)}
 
 

@@ -35,7 +35,6 @@ from transform.schema import parse_spec
 CHUNK = 4096
 COMPETING = 1000  # of the candidates, the best so many compete for places
 HOUR = 3600
-_NOTHING = "\0"  # no id, name or category
 _FRAMES = {"frames": "frame", "frame_paths": "path", "frame_scores": "frame_score", "at_seconds": "at_seconds"}
 
 Tensors = dict[str, tf.Tensor]
@@ -163,7 +162,7 @@ class Feed(VideoNumbers):
             length=tf.cast(length, tf.int32),
             exclude=_dense(parsed[feed.EXCLUDE]),
             queue=_dense(parsed[feed.QUEUE]),
-            categories=tf.sparse.to_dense(parsed[feed.CATEGORIES], _NOTHING),
+            categories=tf.sparse.to_dense(parsed[feed.CATEGORIES], feed.NO_CATEGORIES),
             events=_dense(parsed[feed.CATEGORY_EVENTS]),
             rates=_dense(parsed[feed.CATEGORY_RATES]),
             profile=parsed[feed.PROFILE],

@@ -43,14 +43,7 @@ def requests(
     videos = sorted(filter(None, tables.read_table(world, "videos", ["video_id"])["video_id"].to_pylist()))[:VIDEOS]
     for user in (*users, NEWCOMER):
         asked = asking.user_context(world, contract, user, at, learned)
-        example = to_feed_example(
-            asked.features,
-            contract,
-            now=asked.now,
-            exclude=asked.seen,
-            categories=asked.categories,
-            profile=asked.profile,
-        )
+        example = to_feed_example(asked.features, contract, **asked.told)
         examples = {"examples": np.array([example], object)}
         pairs = {**examples, "video_ids": np.array([videos], object)}
         rows = tf.constant(to_examples(asking.serving_rows(world, contract, user, videos, at, learned), contract))

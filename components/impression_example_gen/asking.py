@@ -55,6 +55,11 @@ class UserContext:
     categories: dict[str, tuple[float, float]] = field(default_factory=dict)
     profile: list[float] = field(default_factory=list)
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What `to_feed_example` is told besides the features, by keyword."""
+        return {"now": self.now, "exclude": self.seen, "categories": self.categories, "profile": self.profile}
+
 
 def clock(world: str) -> int:
     """The instant after a world's last event, unix seconds: when its requests are asked."""

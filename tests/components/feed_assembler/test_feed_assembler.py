@@ -41,8 +41,7 @@ def videos(small) -> list[str]:
 
 def request(small, user: str, **more) -> bytes:
     asked = asking.user_context(small.world, small.contract, user, small.now, small.learned)
-    known = {"now": asked.now, "exclude": asked.seen, "categories": asked.categories, "profile": asked.profile}
-    return to_feed_example(asked.features, small.contract, **{**known, **more})
+    return to_feed_example(asked.features, small.contract, **{**asked.told, **more})
 
 
 def seen(small, user: str) -> set[str]:
