@@ -38,7 +38,12 @@ _FIELDS = (
     _Field(8, "complex64", np.dtype(np.complex64), "scomplex_val", stored_as="float32"),  # pairs
     _Field(9, "int64", np.dtype(np.int64), "int64_val"),
     _Field(10, "bool", np.dtype(bool), "bool_val"),
+    _Field(11, "qint8", np.dtype([("qint8", np.int8)]), "int_val", stored_as="int8"),  # as TensorFlow has them in NumPy
+    _Field(12, "quint8", np.dtype([("quint8", np.uint8)]), "int_val", stored_as="uint8"),
+    _Field(13, "qint32", np.dtype([("qint32", np.int32)]), "int_val", stored_as="int32"),
     _Field(14, "bfloat16", np.dtype(ml_dtypes.bfloat16), "half_val", stored_as="uint16"),
+    _Field(15, "qint16", np.dtype([("qint16", np.int16)]), "int_val", stored_as="int16"),
+    _Field(16, "quint16", np.dtype([("quint16", np.uint16)]), "int_val", stored_as="uint16"),
     _Field(17, "uint16", np.dtype(np.uint16), "int_val"),
     _Field(18, "complex128", np.dtype(np.complex128), "dcomplex_val", stored_as="float64"),  # pairs
     _Field(19, "half", np.dtype(np.float16), "half_val", stored_as="uint16"),  # the 16 bits as an integer

@@ -32,6 +32,10 @@ INVALID, FAILED, UNIMPLEMENTED = (
 EXAMPLES = tf.TensorSpec([None], tf.string, name="inputs")
 
 
+QUANTIZED = (tf.qint8, tf.quint8, tf.qint16, tf.quint16, tf.qint32)
+RARE = (*QUANTIZED, tf.int16, tf.uint16, tf.uint32)
+
+
 class Judge(tf.Module):
     """Of an example's x and offset: class scores (x, x + offset), and the value 2 x + offset."""
 
@@ -87,13 +91,17 @@ class Judge(tf.Module):
     def unusual(self, b, c):
         return {"b": b, "c": c, "d": tf.cast(c, tf.complex128), "text_bytes": tf.constant(b"nul\x00"), "q": b * b}
 
+    @tf.function(input_signature=[tf.TensorSpec([None], dtype, name=dtype.name) for dtype in RARE])
+    def rare(self, **inputs):
+        return {name: tf.identity(value) for name, value in inputs.items()}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("judges")
     model = Judge()
     names = ["scores", "flat_scores", "whole_scores", "too_few", "uneven", "regress", "regress_column", "regress_wide"]
-    names += ["elsewhere", "unusual"]
+    names += ["elsewhere", "unusual", "rare"]
     signatures = {name: getattr(model, name) for name in names} | {"serving_default": model.classify}
     tf.saved_model.save(model, str(path / "judge" / "5"), signatures=signatures)
     (path / "monitoring.config").write_text('prometheus_config { enable: true path: "/own/metrics" }')
@@ -312,6 +320,19 @@ def test_bfloat16_complex_and_scalar_bytes_come_back_as_they_went(stub):
     assert (outputs["c"], outputs["c"].dtype) == (1 - 2j, np.complex64)
     assert (outputs["d"], outputs["d"].dtype) == (1 - 2j, np.complex128)
     assert outputs["text_bytes"].item() == b"nul\x00"
+
+
+def test_quantized_and_unsigned_values_come_back_as_they_went(stub):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "judge", "rare"
+    sent = {dtype: np.array([3, 100], dtype.as_numpy_dtype[0]).view(dtype.as_numpy_dtype) for dtype in QUANTIZED}
+    sent |= {dtype: np.array([3, 100], dtype.as_numpy_dtype) for dtype in set(RARE) - set(QUANTIZED)}
+    for dtype, values in sent.items():
+        request.inputs[dtype.name].CopyFrom(tf.make_tensor_proto(values))
+    answer = stub.Predict(request, timeout=10)
+    for dtype, values in sent.items():
+        got = tf.io.parse_tensor(answer.outputs[dtype.name].SerializeToString(), dtype).numpy()
+        np.testing.assert_array_equal(got, values, err_msg=dtype.name)
 
 
 def test_rest_classifies_and_regresses(ask):
