@@ -15,6 +15,7 @@ from __future__ import annotations
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from trainer.captured import save
 from trainer.clip_data import decode, transform
 from trainer.keras_version import keras
 from transform import clips
@@ -26,10 +27,7 @@ Tensors = dict[str, tf.Tensor]
 
 
 class _Serving(tf.Module):
-    """Holds what the signatures need, so that its variables, tables and files are saved.
-
-    The model itself is not held: Keras would save functions of every layer, which takes most of the time of an export.
-    """
+    """Holds what the signatures capture."""
 
     def __init__(self, model: keras.Model, settings: ClipSettings, transform_output: tft.TFTransformOutput) -> None:
         super().__init__()
@@ -79,7 +77,7 @@ def export(model: keras.Model, settings: ClipSettings, transform_output: tft.TFT
         directory: Where to; made if need be. Files of the SavedModel's names are overwritten, others stay.
     """
     serving = _Serving(model, settings, transform_output)
-    tf.saved_model.save(serving, directory, signatures=serving.signatures(model))
+    save(serving, serving.signatures(model), directory)
     path = f"{directory}/{SHAPE_FILE}"
     tf.io.gfile.makedirs(path.rpartition("/")[0])
     with tf.io.gfile.GFile(path, "w") as file:

@@ -21,6 +21,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
+from trainer.captured import save
 from trainer.keras_version import keras
 from transform.contract import Contract, Feature, Kind
 from transform.schema import parse_spec
@@ -31,10 +32,7 @@ Tensors = dict[str, tf.Tensor]
 
 
 class _Serving(tf.Module):
-    """Holds what the signatures need, so that its variables, tables and files are saved.
-
-    The model itself is not held: Keras would save functions of every layer, and loading would take twice as long.
-    """
+    """Holds what the signatures capture."""
 
     def __init__(self, model: keras.Model, contract: Contract, transform_output: tft.TFTransformOutput) -> None:
         super().__init__()
@@ -81,7 +79,7 @@ def export(model: keras.Model, contract: Contract, transform_output: tft.TFTrans
         directory: Where to; made if need be. Files of the SavedModel's names are overwritten, others stay.
     """
     serving = _Serving(model, contract, transform_output)
-    tf.saved_model.save(serving, directory, signatures=serving.signatures(model))
+    save(serving, serving.signatures(model), directory)
 
 
 def write_warm_up(raw_files: Sequence[str], directory: str) -> None:

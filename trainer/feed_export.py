@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from trainer.captured import save
 from trainer.jifr_export import asked_features
 from trainer.layers.arrangement import Kept, arrange
 from trainer.layers.lots import scattered, seeds
@@ -69,7 +70,7 @@ class _Asked(NamedTuple):
 
 
 class Feed(VideoNumbers):
-    """A feed, which holds what its signatures need, so that their variables, tables and files are saved.
+    """A feed, which holds what its signatures capture.
 
     Args:
         stages: Models of the same contract, with the signature `raw`.
@@ -118,7 +119,7 @@ class Feed(VideoNumbers):
 
     def save(self, directory: str) -> None:
         """Writes the SavedModel; the folder is made if need be."""
-        tf.saved_model.save(self, directory, signatures=self.answers)
+        save(self, self.answers, directory)
 
     def _signatures(self) -> dict[str, Any]:
         def recommend(examples: tf.Tensor) -> Tensors:

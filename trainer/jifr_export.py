@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from trainer.captured import captured
 from trainer.export import _sparse, _tensor_spec, transformed
 from trainer.layers.lots import scattered, seeds
 from trainer.layers.pair_scorer import PairScorer, Shape, Shown, Tensors, standardised
@@ -66,10 +67,7 @@ def raw_specs(contract: Contract) -> dict[str, tf.TensorSpec]:
 
 
 class _Scorer(tf.Module):
-    """What no new catalogue changes; saved as `scorer`, and taken over by `rebuild`.
-
-    The Keras scorer itself is not held: Keras would save functions of every layer.
-    """
+    """What no new catalogue changes; saved as `scorer`, and taken over by `rebuild`."""
 
     def __init__(
         self,
@@ -83,8 +81,7 @@ class _Scorer(tf.Module):
         super().__init__()
         user, video, features = contract.user_key.name, contract.video_key.name, asked_features(contract)
         histories = [f.name for f in features if f.kind is Kind.HISTORY]
-        self.weights = scorer.variables
-        self.tft_layer = transform_output.transform_features_layer()
+        layer = transform_output.transform_features_layer()
         self.opened_users, self.opened_videos = map(_kept, opened)
         mean, deviation = map(_kept, standard)
         self.standard = (mean, deviation)
@@ -96,7 +93,7 @@ class _Scorer(tf.Module):
 
         def ask(raw: Mapping[str, Any]) -> Tensors:
             batch = tf.shape(raw[user])[0]
-            inputs = transformed(self.tft_layer, contract, raw, batch)
+            inputs = transformed(layer, contract, raw, batch)
             inputs[user] = shape.met(inputs[user])
             watched = [tf.sparse.to_dense(raw[name], "") for name in histories]
             people = {f"{_PERSON}{name}": value for name, value in scorer.people(inputs).items()}
@@ -105,7 +102,7 @@ class _Scorer(tf.Module):
             return {**people, "user": inputs[user], "seed": seed, "video": raw[video], "watched": watched}
 
         def describe(ids: tf.Tensor, frames: tf.Tensor, mask: tf.Tensor) -> Tensors:
-            rows = transformed(self.tft_layer, contract, {video: ids}, tf.size(ids))[video]
+            rows = transformed(layer, contract, {video: ids}, tf.size(ids))[video]
             trained = tf.cast(tf.gather(met, rows), tf.float32)
             described = scorer.videos(Shown(rows, trained, standardised(frames, mask, mean, deviation), mask))
             alike = tf.zeros([*tf.unstack(tf.shape(mask)), 1])  # of a scorer that does not look at frames
@@ -138,6 +135,8 @@ class _Scorer(tf.Module):
         }
         self.score = tf.function(scorer.score, [people, pairs], autograph=False)
         self.look = tf.function(look, [people, looks], autograph=False)
+        functions = self.ask, self.ask_raw, self.describe, self.score, self.look
+        self.captured = captured([*scorer.variables, layer], [f.get_concrete_function() for f in functions])
 
 
 class _Serving(VideoNumbers):

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from trainer.captured import captured
 from trainer.export import _sparse, _tensor_spec, transformed
 from trainer.layers.topic_index import COMPARED, Catalogue, IndexSettings, TopicIndex
 from transform.contract import Contract, ContractError, Feature, Kind, Role
@@ -55,11 +56,10 @@ def topic_feature(contract: Contract) -> Feature | None:
     return next(learned, next(category, None))
 
 
-class _Towers(tf.Module):
-    """What no new index changes: preprocessing and both towers; saved as `towers`, and taken over by `rebuild`."""
+class _Towers:
+    """What no new index changes: preprocessing and both towers."""
 
     def __init__(self, model: Any, contract: Contract, transform_output: tft.TFTransformOutput) -> None:
-        super().__init__()
         self.query_tower, self.candidate_tower = model.query_tower, model.candidate_tower
         self.tft_layer = transform_output.transform_features_layer()
         self._contract, self._known = contract, _known_videos(contract, transform_output)
@@ -68,6 +68,14 @@ class _Towers(tf.Module):
         self.query = tf.function(self._query, [examples], autograph=False)
         self.query_raw = tf.function(self._query_raw, [raw_specs(contract)], autograph=False)
         self.candidates = tf.function(self._candidates, [examples], autograph=False)
+
+    def kept(self) -> tf.Module:
+        """The functions as they are saved, under `towers`, for `rebuild` to take over."""
+        functions = [f.get_concrete_function() for f in (self.query, self.query_raw, self.candidates)]
+        module = tf.Module()
+        module.query, module.query_raw, module.candidates = self.query, self.query_raw, self.candidates
+        module.captured = captured([self.query_tower, self.candidate_tower, self.tft_layer], functions)
+        return module
 
     def _query(self, examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Vectors [B, D], and the videos of the history, string [B, any]."""
@@ -185,7 +193,7 @@ def export(
     towers = _Towers(model, contract, transform_output)
     queries = model.query_tower.predict(_inputs(model.query_tower, sample), batch_size=CHUNK, verbose=0)
     index = TopicIndex(_catalogue(towers.candidates, videos, None), settings, queries)
-    _Serving(towers, index, raw_specs(contract)).save(directory)
+    _Serving(towers.kept(), index, raw_specs(contract)).save(directory)
 
 
 def rebuild(

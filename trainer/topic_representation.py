@@ -22,6 +22,7 @@ import tensorflow_transform as tft
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from trainer.captured import save
 from trainer.keras_version import keras
 from trainer.layers.bert import Bert
 from trainer.layers.fields import AnyPresent, MaskedMean, Present
@@ -280,10 +281,7 @@ def _weighted(config: Config, by_task: dict[str, tf.Tensor]) -> tf.Tensor:
 
 
 class _Serving(tf.Module):
-    """Holds what the signatures need, so that its variables, tables and files are saved.
-
-    The model itself is not held: Keras would save functions of every layer, which takes most of the time of an export.
-    """
+    """Holds what the signatures capture."""
 
     def __init__(self, model: keras.Model, config: Config, transform_output: tft.TFTransformOutput) -> None:
         super().__init__()
@@ -334,7 +332,7 @@ def export(model: keras.Model, config: Config, transform_output: tft.TFTransform
         directory: Where to; made if need be. Files of the SavedModel's names are overwritten, others stay.
     """
     serving = _Serving(model, config, transform_output)
-    tf.saved_model.save(serving, directory, signatures=serving.signatures(model))
+    save(serving, serving.signatures(model), directory)
     path = f"{directory}/{SHAPE_FILE}"
     tf.io.gfile.makedirs(path.rpartition("/")[0])
     with tf.io.gfile.GFile(path, "w") as file:

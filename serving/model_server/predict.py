@@ -129,9 +129,10 @@ def _tensor(proto: Any, name: str, position: int, spec: tf.TensorSpec) -> Array:
     if _bytes_in_memory(proto, count, spec.dtype) > tensors.MAX_MESSAGE_BYTES:
         raise invalid(f"input {name} of shape {printed(shape)} is larger than {tensors.MAX_MESSAGE_BYTES} bytes")
     try:
-        return np.asarray(tf.io.parse_tensor(proto.SerializeToString(), spec.dtype))
+        array = np.asarray(tf.io.parse_tensor(proto.SerializeToString(), spec.dtype))
     except (tf.errors.OpError, DecodeError, EncodeError) as error:
         raise invalid(f"tensor parsing error: {name}") from error
+    return array.view(spec.dtype.as_numpy_dtype) if spec.dtype.is_quantized else array  # which come as plain integers
 
 
 def _check_shape(name: str, shape: tf.TensorShape, spec: tf.TensorSpec) -> None:

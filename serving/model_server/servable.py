@@ -6,6 +6,7 @@ and neither loading nor answering holds Python's lock for long.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,7 +16,8 @@ import grpc
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401 (its ops are in a stock TensorFlow Serving)
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow.python.saved_model import loader_impl
 
 from serving.model_server.errors import RequestError
 
@@ -79,11 +81,12 @@ def load(name: str, version: int, path: str) -> Servable:
     Raises:
         Exception: What TensorFlow raises for a folder that holds none, or a broken one.
     """
-    definitions = _signature_defs(path)
+    loader = loader_impl.SavedModelLoader(path)  # `tf.compat.v1.saved_model.load`, with a look between its two steps
+    definitions = _signature_defs(loader, path)
     session = tf.compat.v1.Session(graph=tf.Graph())
     try:
         with session.graph.as_default():
-            tf.compat.v1.saved_model.load(session, ["serve"], path)
+            loader.load(session, ["serve"])
         asked = {key: definition for key, definition in definitions.items() if key != _INITIALISER}
         signatures = {key: _signature(session, definition) for key, definition in asked.items()}
         if not signatures:
@@ -94,12 +97,11 @@ def load(name: str, version: int, path: str) -> Servable:
     return Servable(name, version, MappingProxyType(signatures), MappingProxyType(definitions), session)
 
 
-def _signature_defs(path: str) -> dict[str, Any]:
-    with tf.io.gfile.GFile(tf.io.gfile.join(path, "saved_model.pb"), "rb") as file:
-        graphs = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs
-    graph = next((graph for graph in graphs if "serve" in graph.meta_info_def.tags), None)
-    if graph is None:
-        raise ValueError(f"{path} holds no graph tagged 'serve': export it with tf.saved_model.save")
+def _signature_defs(loader: Any, path: str) -> dict[str, Any]:
+    try:
+        graph = loader.get_meta_graph_def_from_tags(["serve"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds no graph tagged 'serve': export it with tf.saved_model.save") from error
     for asset in graph.asset_file_def:
         if asset.filename.startswith("/") or ".." in asset.filename.split("/"):
             raise ValueError(f"{path} names an asset outside its own folder: {asset.filename}")
@@ -129,18 +131,31 @@ def calling(
 ) -> Callable[..., dict[str, Array]]:
     """What runs a part of a session's graph: from arrays by input name to arrays by output name.
 
+    TensorFlow prepares that part at the first call, which may take a second: it would slow loading down for signatures
+    that nobody asks. Warm-up requests are such calls.
+
     Args:
         session: The session.
         feeds: Names of tensors in the order of `inputs`.
         fetches: Names of tensors in the order of `outputs`.
         inputs: By name.
         outputs: By name.
+
+    Raises:
+        KeyError: The graph has no such tensor.
     """
-    # `make_callable`, the public form, takes twice as long, and adds lines of this server's code to a model's errors.
-    run = session._make_callable_from_options(config_pb2.CallableOptions(feed=feeds, fetch=fetches))
+    for tensor in (*feeds, *fetches):
+        session.graph.get_tensor_by_name(tensor)
+    preparing, prepared = threading.Lock(), []
 
     def call(**arrays: Array) -> dict[str, Array]:
-        answers = run(*(np.asarray(arrays[name]) for name in inputs))
+        with preparing:
+            if not prepared:
+                # `make_callable`, the public form, takes twice as long, and adds lines of this server's code to a
+                # model's errors.
+                options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+                prepared.append(session._make_callable_from_options(options))
+        answers = prepared[0](*(np.asarray(arrays[name]) for name in inputs))
         # A result of rank 0 is a bare value.
         return {n: np.asarray(a, outputs[n].dtype.as_numpy_dtype) for n, a in zip(outputs, answers, strict=True)}
 
