@@ -11,10 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
-ConcreteFunction = tf.types.experimental.ConcreteFunction
 
-
-def captured(holders: Iterable[Any], functions: Iterable[ConcreteFunction]) -> list[Any]:
+def captured(holders: Iterable[Any], functions: Iterable[tf.types.experimental.ConcreteFunction]) -> list[Any]:
     """The variables, tables and files that functions use.
 
     Args:
@@ -26,7 +24,7 @@ def captured(holders: Iterable[Any], functions: Iterable[ConcreteFunction]) -> l
     return [part for part in parts.values() if id(_handle(part)) in handles]
 
 
-def save(holder: tf.Module, signatures: Mapping[str, ConcreteFunction], directory: str) -> None:
+def save(holder: tf.Module, signatures: Mapping[str, tf.types.experimental.ConcreteFunction], directory: str) -> None:
     """Writes a SavedModel of signatures.
 
     Args:
@@ -40,11 +38,6 @@ def save(holder: tf.Module, signatures: Mapping[str, ConcreteFunction], director
 
 
 def _handle(part: Any) -> Any:
-    """The tensor by which functions capture a part of a model."""
-    if isinstance(part, tf.Variable):
-        return part.handle
-    return (
-        getattr(part, "resource_handle", None)
-        if hasattr(part, "resource_handle")
-        else getattr(part, "asset_path", part)
-    )
+    """The tensor by which functions capture a part of a model: a variable, a table or a file."""
+    names = ("handle",) if isinstance(part, tf.Variable) else ("resource_handle", "asset_path")
+    return next((getattr(part, name) for name in names if hasattr(part, name)), None)

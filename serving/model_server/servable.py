@@ -146,7 +146,8 @@ def calling(
     """
     for tensor in (*feeds, *fetches):
         session.graph.get_tensor_by_name(tensor)
-    preparing, prepared = threading.Lock(), []
+    preparing = threading.Lock()
+    prepared: list[Callable[..., Any]] = []
 
     def call(**arrays: Array) -> dict[str, Array]:
         with preparing:
