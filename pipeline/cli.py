@@ -38,7 +38,6 @@ SOURCES = {
 }
 
 app = typer.Typer(
-    help="From interaction logs to a served, personalised micro-video feed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -66,6 +65,22 @@ def demo(runs: Runs = Path("runs")) -> None:
 
 importers = typer.Typer(help="Turn a public data set, or tables of your own, into a world.", no_args_is_help=True)
 app.add_typer(importers, name="import")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("shortlist"))
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """From interaction logs to a served, personalised micro-video feed."""
+
 
 Source = Annotated[str, typer.Option("--from", help="Folder that holds the data.")]
 Out = Annotated[str, typer.Option("--out", help="Folder of the world to write.")]
@@ -303,9 +318,12 @@ def _run(config: RunConfig, world: str, folder: Path) -> Path:
 
     A run that failed has a report too: what was measured until then is often why.
     """
+    from components.world.tables import table_files
     from pipeline import screen
     from pipeline.runs import load_run
 
+    for table in ("users", "videos", "interactions"):
+        table_files(world, table)  # refused now if it is not there, for loading TensorFlow takes a while
     log = folder / "logs" / f"{_timestamp()}.log"
     try:
         with screen.quiet(log) as console:

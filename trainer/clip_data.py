@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from trainer.data import records, shuffled
+from trainer.data import kept, records, shuffled
 from trainer.settings import Settings
 from transform import clips
 from transform.clip_settings import ClipSettings
@@ -93,7 +93,7 @@ class ClipSplit:
     @_plain
     def in_order(self, batch_size: int) -> tf.data.Dataset:
         """All clips once, in order and as they are, as batches of (inputs, labels, weight)."""
-        return self._batches(self._records().map(self._decoded, tf.data.AUTOTUNE), batch_size)
+        return kept(self._batches(self._records().map(self._decoded, tf.data.AUTOTUNE), batch_size), self.rows)
 
     def answers(self) -> tuple[np.ndarray, np.ndarray]:
         """Labels and weights of all clips, in order, each [rows]."""

@@ -18,6 +18,7 @@ import tensorflow as tf
 from transform.contract import Contract, ContractError
 
 READ_BATCH = 4096
+KEPT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,19 @@ def records(files: Sequence[str]) -> tf.data.Dataset:
 def shuffled(rows: tf.data.Dataset, buffer: int, seed: int) -> tf.data.Dataset:
     """The rows in an order decided by the seed, the same whenever it is asked for: Keras may ask twice an epoch."""
     return rows.shuffle(buffer, seed, reshuffle_each_iteration=False)
+
+
+def kept(batches: tf.data.Dataset, rows: int) -> tf.data.Dataset:
+    """The same batches; few rows are held in memory from the second pass on, whose set-up would take longer than they.
+
+    Args:
+        batches: Of tensors [batch, ...].
+        rows: In all.
+    """
+    shapes = [(spec.shape[1:], spec.dtype.size) for spec in tf.nest.flatten(batches.element_spec)]
+    known = all(shape.is_fully_defined() for shape, _ in shapes)
+    few = known and rows * sum(shape.num_elements() * size for shape, size in shapes) <= KEPT_BYTES
+    return batches.cache() if few else batches
 
 
 def _count(files: Sequence[str]) -> int:

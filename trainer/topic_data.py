@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from trainer.data import records, shuffled
+from trainer.data import kept, records, shuffled
 from transform import clips, videos
 from transform.contract import ContractError
 
@@ -61,7 +61,7 @@ class VideoSplit:
 
     def in_order(self, batch_size: int) -> tf.data.Dataset:
         """All videos once, in order, as batches of (inputs, labels, weight)."""
-        return self._batches(self._records(), batch_size)
+        return kept(self._batches(self._records(), batch_size), self.rows)
 
     def answers(self) -> tuple[np.ndarray, np.ndarray]:
         """Labels [rows, 2 + V] and weights [rows] of all videos, in order."""

@@ -3,6 +3,7 @@
 Nothing here loads TensorFlow: what a user can get wrong is found before that.
 """
 
+import importlib.metadata
 import json
 import os
 import re
@@ -141,6 +142,16 @@ def test_an_unknown_key_of_a_configuration_is_named_with_the_closest(refused):
 def test_a_run_needs_a_world(refused):
     assert refused("run", "--config", "movielens").startswith("no world: give --world FOLDER")
     assert not Path("runs").exists()
+
+
+def test_a_world_that_is_not_there_is_refused_before_anything_is_loaded(refused):
+    error = refused("run", "--config", "demo", "--world", "nowhere")
+    assert error.startswith("nowhere: expected a world, a folder with users, videos and interactions")
+    assert not Path("runs").exists()
+
+
+def test_the_version_is_that_of_the_package(shortlist):
+    assert shortlist("--version") == (0, f"{importlib.metadata.version('shortlist')}\n", "")
 
 
 def test_only_takes_models_of_the_configuration(refused):
