@@ -187,12 +187,14 @@ def _two_versions(run: Path, folder: Path) -> tuple[Path, Path]:
     """The run's newest ranker, and the same with other weights."""
     import tensorflow as tf
 
+    from trainer.captured import save
+
     pushed = max((run / "models" / MODEL).iterdir(), key=lambda path: int(path.name))
     model = tf.saved_model.load(str(pushed))
     for variable in tf.train.TrackableView(model).descendants():
         if isinstance(variable, tf.Variable) and variable.dtype.is_floating:
             variable.assign(variable * 0.9)
-    tf.saved_model.save(model, str(folder / "second"), signatures=dict(model.signatures))
+    save(model, dict(model.signatures), str(folder / "second"))  # as it is exported
     if (pushed / "assets.extra").is_dir():  # warm-up requests, which a SavedModel's own saving leaves behind
         shutil.copytree(pushed / "assets.extra", folder / "second" / "assets.extra")
     return pushed, folder / "second"

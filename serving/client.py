@@ -77,9 +77,9 @@ class DeadlineExceeded(ServingError):  # noqa: N818 - named after the status
 
 
 class ResourceExhausted(ServingError):  # noqa: N818 - named after the status
-    """The request, or its answer, is larger than the server or the channel takes."""
+    """The request, or its answer, is larger than the server or the channel takes; or too many wait already."""
 
-    remedy = "send fewer rows per request: `predict` divides them if given a `batch_size`"
+    remedy = "send fewer rows per request (`predict` divides them if given a `batch_size`), or fewer requests at once"
 
 
 class Unavailable(ServingError):  # noqa: N818 - named after the status

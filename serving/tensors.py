@@ -88,8 +88,8 @@ def fill(proto: Any, values: Any) -> None:
         ValueError: The values have a type that no TensorProto holds.
     """
     array = np.asarray(values)
-    if array.dtype.kind in "SU":
-        array = array.astype(object)
+    if array.dtype.kind in "SU":  # a fixed width, in which NumPy drops zeros at the end
+        array = array.astype(object) if isinstance(values, np.ndarray) else np.array(values, dtype=object)
     field = _BY_DTYPE.get(array.dtype)
     if field is None:
         raise ValueError(

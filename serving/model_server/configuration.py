@@ -95,7 +95,7 @@ class Tls:
     Attributes:
         server_key: Private key.
         server_cert: Certificate, or chain of certificates.
-        custom_ca: Who signs clients' certificates; empty for the system's authorities.
+        custom_ca: Who signs clients' certificates; may be empty where they are not asked for.
         client_verify: Whether a client must show a certificate.
     """
 
@@ -289,6 +289,8 @@ def read_ssl(path: str) -> Tls:
         text = getattr(given, name)
         if "-----BEGIN " not in text and (text or name != "custom_ca"):
             raise ContractError(f"{path}: expected {name} as PEM text (-----BEGIN ...), not the name of a file")
+    if given.client_verify and not given.custom_ca:
+        raise ContractError(f"{path}: client_verify needs custom_ca, the authority that signs clients' certificates")
     return Tls(given.server_key, given.server_cert, given.custom_ca, given.client_verify)
 
 

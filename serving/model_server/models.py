@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from tensorflow_serving.apis import get_model_status_pb2
 from serving.model_server.batching import Batcher
 from serving.model_server.configuration import BatchingParameters, Latest, ModelSource, Specific, sources_of
 from serving.model_server.errors import RequestError, invalid
+from serving.model_server.priority import giving_way
 from serving.model_server.servable import Servable, load
 from serving.model_server.warmup import warm_up
 from transform.contract import ContractError
@@ -33,8 +35,12 @@ from transform.contract import ContractError
 State = get_model_status_pb2.ModelVersionStatus.State
 
 _DRAIN_SECONDS = 5.0
+_MOST = 2**63 - 1  # version numbers are int64
 _UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
-_UNAVAILABLE: int = grpc.StatusCode.UNAVAILABLE.value[0]
+_PASSING: frozenset[int] = frozenset(  # neither of the model's making, nor to be told by its files
+    getattr(grpc.StatusCode, name).value[0]
+    for name in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED")
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -118,7 +124,7 @@ class Models:
         self._served: Mapping[str, _Served] = {}
         self._states: Mapping[str, Mapping[int, VersionStatus]] = {}
         self._broken: dict[str, tuple[Any, ...]] = {}  # path of a version that failed -> the files it had then
-        self._refreshing = threading.Lock()
+        self._refreshing, self._reloading = threading.Lock(), threading.Lock()
         self._noting = threading.Lock()
         self._draining: list[threading.Thread] = []
 
@@ -192,8 +198,8 @@ class Models:
         """Serves the models of a tensorflow.serving.ModelServerConfig instead, and returns once they are loaded.
 
         Raises:
-            RequestError: The configuration is refused, and nothing changed; or (UNKNOWN) a new model has no version
-                that loads.
+            RequestError: The configuration is refused, and nothing changed (UNAVAILABLE: another one is being taken
+                over); or (UNKNOWN) a new model has no version that loads.
         """
         if config.WhichOneof("config") != "model_config_list":
             raise invalid(
@@ -204,24 +210,35 @@ class Models:
             sources = sources_of(config)
         except ContractError as error:
             raise invalid(str(error)) from error
-        with self._refreshing:
-            for source in sources:
-                self._check(source)
-            self._folder, self._sources = None, sources
-            self._refresh()
-            failed = self.waiting
+        if not self._reloading.acquire(blocking=False):  # who waits takes a thread from those who ask for answers
+            raise RequestError(grpc.StatusCode.UNAVAILABLE, "Another configuration is being loaded: try again")
+        try:
+            with self._refreshing:
+                for source in sources:
+                    self._check(source)
+                self._folder, self._sources = None, sources
+                self._refresh()
+                failed = self.waiting
+        finally:
+            self._reloading.release()
         if failed:
             reasons = ", ".join(f"{{{name}{self._why(name)}}}" for name in failed)
             message = f"{len(failed)} model(s) did not become available: {{{reasons}}}"
             raise RequestError(grpc.StatusCode.UNKNOWN, message)
 
     def close(self) -> None:
-        """Unloads everything, each version after its last request; those that take longer than 5 seconds are left."""
-        with self._refreshing:
+        """Unloads everything, each version after its last request; after 5 seconds what is not done is left."""
+        end = time.monotonic() + _DRAIN_SECONDS
+        if not self._refreshing.acquire(timeout=_DRAIN_SECONDS):
+            _logger.warning("a version is still being loaded: nothing is unloaded")
+            return
+        try:
             self._folder, self._sources = None, ()
             self._refresh()
+        finally:
+            self._refreshing.release()
         for thread in self._draining:
-            thread.join(_DRAIN_SECONDS)
+            thread.join(max(end - time.monotonic(), 0))
 
     def _check(self, source: ModelSource) -> None:
         if not tf.io.gfile.isdir(source.base_path):
@@ -255,7 +272,7 @@ class Models:
         for name in self._served.keys() - {source.name for source in self._sources}:
             self._switch(ModelSource(name, ""), self._served[name].versions, {})
 
-    def _refresh_model(self, source: ModelSource, found: list[int]) -> None:
+    def _refresh_model(self, source: ModelSource, found: Mapping[int, str]) -> None:
         before = self._served.get(source.name, _NOTHING).versions
         policy = source.policy
         wanted = [v for v in found if not isinstance(policy, Specific) or v in policy.versions]
@@ -264,7 +281,7 @@ class Models:
         for version in sorted(wanted, reverse=True):
             if len(after) == most:
                 break
-            path, old = tf.io.gfile.join(source.base_path, str(version)), before.get(version)
+            path, old = tf.io.gfile.join(source.base_path, found[version]), before.get(version)
             loaded = old if old and old.path == path else self._load(source.name, version, path)
             if loaded:
                 after[version] = loaded
@@ -316,7 +333,7 @@ class Models:
         except Exception as error:  # whatever a broken export raises, it must not stop the server
             code = _code(error)
             _logger.error("cannot load %s version %d: %s", name, version, error)
-            if code != _UNAVAILABLE:  # neither of the model's making, nor to be told by its files
+            if code not in _PASSING:
                 self._broken[path] = files
             self._note(name, VersionStatus(version, State.END, str(error) or type(error).__name__, code))
             return None
@@ -326,7 +343,7 @@ class Models:
     def _load_warm(self, name: str, version: int, path: str) -> Servable:
         servable = self._batched(load(name, version, path))
         try:
-            warm_up(servable, path)
+            giving_way(lambda: warm_up(servable, path))
         except BaseException:
             servable.session.close()
             raise
@@ -376,14 +393,23 @@ def _folders(path: str) -> list[str]:
     return [name for name in names if not name.startswith(".") and tf.io.gfile.isdir(tf.io.gfile.join(path, name))]
 
 
-def _versions(path: str) -> list[int]:
-    """Folders whose name is a whole number as Serving writes it, and that hold a SavedModel."""
-    numbers = [name for name in _folders(path) if name.isdecimal() and name == str(int(name))]
-    return [int(name) for name in numbers if tf.io.gfile.exists(tf.io.gfile.join(path, name, "saved_model.pb"))]
+def _versions(path: str) -> dict[int, str]:
+    """By version, the folders whose name is a whole number of 64 bits, and that hold a SavedModel."""
+    names = [name for name in _folders(path) if name.isascii() and name.isdecimal() and int(name) <= _MOST]
+    names.sort(key=len, reverse=True)  # of `005` and `5` the latter counts
+    found = {int(name): name for name in names}
+    return {v: n for v, n in found.items() if tf.io.gfile.exists(tf.io.gfile.join(path, n, "saved_model.pb"))}
 
 
 def _files(path: str) -> tuple[Any, ...]:
     """What a version's folder holds: path, size and time of every file."""
     files = [tf.io.gfile.join(folder, name) for folder, _, names in tf.io.gfile.walk(path) for name in names]
-    stats = [(file, tf.io.gfile.stat(file)) for file in sorted(files)]
-    return tuple((file, stat.length, stat.mtime_nsec) for file, stat in stats)
+    return tuple((file, *_size_and_time(file)) for file in sorted(files))
+
+
+def _size_and_time(file: str) -> tuple[int, int]:
+    try:
+        stat = tf.io.gfile.stat(file)
+    except tf.errors.NotFoundError:  # a link to nothing, or gone since it was listed: loading will say what it lacks
+        return -1, -1
+    return stat.length, stat.mtime_nsec

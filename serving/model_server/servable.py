@@ -7,6 +7,7 @@ and neither loading nor answering holds Python's lock for long.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,12 +17,15 @@ import grpc
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401 (its ops are in a stock TensorFlow Serving)
+from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.saved_model import loader_impl
 
 from serving.model_server.errors import RequestError
+from serving.model_server.priority import giving_way
 
 DEFAULT_SIGNATURE = "serving_default"
+_AT_ONCE, _PAUSE_SECONDS = 2, 0.01
 _INITIALISER = "__saved_model_init_op"  # a signature that only loading runs
 
 Array = np.ndarray[Any, Any]
@@ -81,12 +85,17 @@ def load(name: str, version: int, path: str) -> Servable:
     Raises:
         Exception: What TensorFlow raises for a folder that holds none, or a broken one.
     """
-    loader = loader_impl.SavedModelLoader(path)  # `tf.compat.v1.saved_model.load`, with a look between its two steps
+    loader = loader_impl.SavedModelLoader(path)  # what `tf.compat.v1.saved_model.load` does, step by step
     definitions = _signature_defs(loader, path)
     session = tf.compat.v1.Session(graph=tf.Graph())
     try:
+        functions = _taken_out(loader.get_meta_graph_def_from_tags(["serve"]).graph_def)
+        saver, _ = loader.load_graph(session.graph, ["serve"])
         with session.graph.as_default():
-            loader.load(session, ["serve"])
+            for part in functions:
+                tf.graph_util.import_graph_def(part)
+                time.sleep(_PAUSE_SECONDS)  # in which requests have Python's lock to themselves
+        giving_way(lambda: _initialise(session, loader, saver))
         asked = {key: definition for key, definition in definitions.items() if key != _INITIALISER}
         signatures = {key: _signature(session, definition) for key, definition in asked.items()}
         if not signatures:
@@ -95,6 +104,12 @@ def load(name: str, version: int, path: str) -> Servable:
         session.close()
         raise
     return Servable(name, version, MappingProxyType(signatures), MappingProxyType(definitions), session)
+
+
+def _initialise(session: tf.compat.v1.Session, loader: Any, saver: Any) -> None:
+    with session.graph.as_default():
+        loader.restore_variables(session, saver)
+        loader.run_init_ops(session, ["serve"])
 
 
 def _signature_defs(loader: Any, path: str) -> dict[str, Any]:
@@ -112,13 +127,30 @@ def _signature_defs(loader: Any, path: str) -> dict[str, Any]:
     return copies
 
 
+def _taken_out(graph: Any) -> list[graph_pb2.GraphDef]:
+    """The functions of a graph that is to be imported, a few at a time.
+
+    Requests wait while TensorFlow imports, for it keeps Python's lock: for the whole graph, of which it would work out
+    all shapes through all functions, a tenth of a second or more.
+    """
+    functions = list(graph.library.function)
+    parts = []
+    for first in range(0, len(functions), _AT_ONCE):
+        parts.append(graph_pb2.GraphDef(versions=graph.versions))
+        parts[-1].library.function.extend(functions[first : first + _AT_ONCE])
+    del graph.library.function[:]
+    return parts
+
+
 def _signature(session: tf.compat.v1.Session, definition: Any) -> Signature:
     inputs, outputs = _specs(definition.inputs), _specs(definition.outputs)
     feeds, fetches = (
         tuple(infos[name].name for name in sorted(infos)) for infos in (definition.inputs, definition.outputs)
     )
-    sparse = [name for name in outputs if definition.outputs[name].WhichOneof("encoding") != "name"]
-    call = _refusing(sparse[0]) if sparse else calling(session, feeds, fetches, inputs, outputs)
+    both = {"input": definition.inputs, "output": definition.outputs}
+    parts = {f"{kind} {name}": infos[name] for kind, infos in both.items() for name in sorted(infos)}
+    sparse = [name for name, info in parts.items() if info.WhichOneof("encoding") != "name"]
+    call = _unsendable(sparse[0]) if sparse else calling(session, feeds, fetches, inputs, outputs)
     return Signature(call, inputs, outputs, (feeds, fetches))
 
 
@@ -143,24 +175,34 @@ def calling(
 
     Raises:
         KeyError: The graph has no such tensor.
+        ValueError: A tensor has another type than it is said to have.
     """
-    for tensor in (*feeds, *fetches):
-        session.graph.get_tensor_by_name(tensor)
+    for tensor, (name, spec) in zip((*feeds, *fetches), (*inputs.items(), *outputs.items()), strict=True):
+        found = session.graph.get_tensor_by_name(tensor).dtype.base_dtype
+        if found != spec.dtype:
+            raise ValueError(f"the signature says that {name} is {spec.dtype.name}, and the graph {found.name}")
     preparing = threading.Lock()
     prepared: list[Callable[..., Any]] = []
 
     def call(**arrays: Array) -> dict[str, Array]:
         with preparing:
             if not prepared:
-                # `make_callable`, the public form, takes twice as long, and adds lines of this server's code to a
-                # model's errors.
-                options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
-                prepared.append(session._make_callable_from_options(options))
+                prepared.append(_prepared(session, feeds, fetches))
         answers = prepared[0](*(np.asarray(arrays[name]) for name in inputs))
         # A result of rank 0 is a bare value.
         return {n: np.asarray(a, outputs[n].dtype.as_numpy_dtype) for n, a in zip(outputs, answers, strict=True)}
 
     return call
+
+
+def _prepared(session: tf.compat.v1.Session, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., Any]:
+    """What runs a part of a graph; where there is no way to run it, what says so."""
+    try:
+        # `make_callable`, the public form, takes twice as long, and adds lines of this server's code to a model's
+        # errors.
+        return session._make_callable_from_options(config_pb2.CallableOptions(feed=feeds, fetch=fetches))
+    except tf.errors.OpError as error:
+        return _refusing(grpc.StatusCode.FAILED_PRECONDITION, error.message)
 
 
 def _specs(infos: Mapping[str, Any]) -> Mapping[str, tf.TensorSpec]:
@@ -172,8 +214,12 @@ def _specs(infos: Mapping[str, Any]) -> Mapping[str, tf.TensorSpec]:
     )
 
 
-def _refusing(name: str) -> Callable[..., dict[str, Array]]:
-    def call(**_: Array) -> dict[str, Array]:
-        raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"output {name} cannot be sent: it is ragged or sparse")
+def _refusing(code: grpc.StatusCode, message: str) -> Callable[..., Any]:
+    def call(*_: Array, **__: Array) -> Any:
+        raise RequestError(code, message)
 
     return call
+
+
+def _unsendable(name: str) -> Callable[..., Any]:
+    return _refusing(grpc.StatusCode.UNIMPLEMENTED, f"{name} cannot be sent: it is ragged or sparse")

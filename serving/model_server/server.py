@@ -40,7 +40,6 @@ _WAITING = 16  # calls that may wait, for each that is answered
 _DRAIN_SECONDS = 20.0
 _GRACE_SECONDS = 0.5
 _LOOK_SECONDS = 0.25  # how often health follows what is loaded
-_LOADING_NICENESS, _MOST_NICENESS = 5, 19
 
 _logger = logging.getLogger(__name__)
 
@@ -94,6 +93,8 @@ class Server:
         self._report_health()
         self._grpc.start()
         self._http.start()
+        with tf.compat.v1.Session(graph=tf.Graph()):
+            pass  # TensorFlow starts its threads, to which one that loads would hand its priority down
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="watch")
         self._watcher.start()
 
@@ -123,7 +124,6 @@ class Server:
 
     def _watch(self) -> None:
         """Looks for versions and at the configuration when it is time to, and keeps health up to date."""
-        _give_way()
         seconds = {
             self.models.refresh: self._options.file_system_poll_wait_seconds,
             self._reload: self._options.model_config_file_poll_wait_seconds,
@@ -174,14 +174,6 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _give_way() -> None:
-    """Lets this thread, which loads versions, wait for those that answer requests where there are not cores for all."""
-    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-        thread = threading.get_native_id()
-        niceness = os.getpriority(os.PRIO_PROCESS, thread) + _LOADING_NICENESS
-        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, _MOST_NICENESS))
 
 
 def _try(work: Callable[[], None]) -> None:

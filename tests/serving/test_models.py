@@ -9,12 +9,16 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import tensorflow as tf
 from google.protobuf import text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.client import Client, Unavailable
+from serving.model_server import models as models_module
 from serving.model_server.errors import RequestError
 from serving.model_server.models import Models, State
 from serving.model_server.server import start
@@ -43,12 +47,138 @@ def test_the_newest_version_is_served_by_number_not_by_spelling(models_dir, save
 
 def test_what_is_no_version_is_passed_over(models_dir):
     scaler = models_dir / "scaler"
-    for name in ("v3", "3.tmp", "-4", "05", ".7", "empty"):
+    for name in ("v3", "3.tmp", "-4", ".7", "empty", str(2**63), "٣"):
         shutil.copytree(scaler / "1", scaler / name)
     (scaler / "8").mkdir()  # no saved_model.pb yet
     (scaler / "9").write_text("a file")
     (models_dir / "README").write_text("a file")
     assert states(loaded(models_dir)) == {1: "AVAILABLE"}
+
+
+def test_a_version_may_be_spelt_with_zeros_before_it(models_dir, saved):
+    scaler = models_dir / "scaler"
+    shutil.copytree(saved / "scaler" / "2", scaler / "00000123")  # the newest, as in TensorFlow Serving's own examples
+    models = loaded(models_dir)
+    assert (models.find(SCALER).version, states(models)) == (123, {123: "AVAILABLE"})
+    shutil.copytree(saved / "scaler" / "1", scaler / "00000007")
+    shutil.copytree(saved / "scaler" / "2", scaler / "7")
+    shutil.rmtree(scaler / "00000123")
+    models.refresh()
+    with models.serving(SCALER) as servable:  # of two spellings the shorter: factor 3
+        assert servable.signature("one").call(x=np.float32([1.0]))["y"].tolist() == [3.0]
+
+
+def test_a_link_to_nothing_beside_a_version_harms_nobody(models_dir, saved):
+    shutil.copytree(saved / "scaler" / "2", models_dir / "scaler" / "2")
+    (models_dir / "scaler" / "2" / "notes.txt").symlink_to("nowhere")
+    assert states(loaded(models_dir)) == {2: "AVAILABLE"}
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [(tf.errors.ResourceExhaustedError, True), (tf.errors.UnavailableError, True), (tf.errors.DataLossError, False)],
+)
+def test_what_may_pass_is_tried_again_though_no_file_changed(models_dir, monkeypatch, error, again):
+    def fails(*_):
+        raise error(None, None, "not now")
+
+    monkeypatch.setattr(models_module, "load", fails)
+    models = loaded(models_dir)
+    assert not models.ready
+    monkeypatch.undo()
+    models.refresh()
+    assert models.ready is again
+
+
+def test_closing_does_not_wait_for_a_version_that_is_still_being_loaded(models_dir, monkeypatch):
+    loading, done = threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        loading.set()
+        assert done.wait(30)
+        return load(*arguments)
+
+    load = models_module.load
+    monkeypatch.setattr(models_module, "load", slow)
+    monkeypatch.setattr(models_module, "_DRAIN_SECONDS", 0.2)
+    models = Models(str(models_dir))
+    refreshing = threading.Thread(target=models.refresh)
+    refreshing.start()
+    assert loading.wait(30)
+    started = time.monotonic()
+    models.close()
+    assert time.monotonic() - started < 5
+    done.set()
+    refreshing.join(30)
+
+
+def test_while_one_configuration_is_taken_over_another_is_not_kept_waiting(models_dir, monkeypatch):
+    loading, done = threading.Event(), threading.Event()
+    config = text_format.Parse(
+        f'model_config_list {{ config {{ name: "scaler" base_path: "{models_dir / "scaler"}" '
+        'model_platform: "tensorflow" } }',
+        model_server_config_pb2.ModelServerConfig(),
+    )
+
+    def slow(*arguments):
+        loading.set()
+        assert done.wait(30)
+        return load(*arguments)
+
+    load = models_module.load
+    monkeypatch.setattr(models_module, "load", slow)
+    models = Models(())
+    reloading = threading.Thread(target=models.reload, args=(config,))
+    reloading.start()
+    assert loading.wait(30)
+    with pytest.raises(RequestError, match="try again") as refused:
+        models.reload(config)
+    assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+    done.set()
+    reloading.join(30)
+    assert models.ready
+    models.reload(config)  # and now it may
+
+
+def with_another_dtype(version):
+    rewrite(version, lambda one: setattr(one.outputs["y"], "dtype", types_pb2.DT_INT64))
+
+
+def with_an_input_that_is_not_there(version):
+    rewrite(version, lambda one: setattr(one.inputs["x"], "name", "nothing:0"))
+
+
+def rewrite(version, change):
+    """Changes the signature `one` of a saved model."""
+    path = version / "saved_model.pb"
+    model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    change(model.meta_graphs[0].signature_def["one"])
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [(with_another_dtype, "says that y is int64, and the graph float32"), (with_an_input_that_is_not_there, "nothing")],
+)
+def test_a_signature_that_does_not_fit_its_graph_never_takes_traffic(models_dir, saved, damage, why):
+    shutil.copytree(saved / "scaler" / "2", models_dir / "scaler" / "2")
+    damage(models_dir / "scaler" / "2")
+    models = loaded(models_dir)
+    assert states(models) == {2: "END", 1: "AVAILABLE"}
+    assert why in models.status(SCALER)[0].error
+
+
+def test_a_signature_that_cannot_be_run_is_refused_and_the_others_answer(models_dir, saved):
+    shutil.copytree(saved / "scaler" / "2", models_dir / "scaler" / "2")
+    rewrite(models_dir / "scaler" / "2", lambda one: one.inputs["twice"].CopyFrom(one.inputs["x"]))
+    models = loaded(models_dir)
+    one = np.float32([1.0])
+    with models.serving(SCALER) as servable:
+        for _ in range(2):
+            with pytest.raises(RequestError, match="fed more than once") as refused:
+                servable.signature("one").call(x=one, twice=one)
+            assert refused.value.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert servable.signature("pick").call(indices=np.int32([1]))["picked"].tolist() == [20]
 
 
 def test_a_new_version_replaces_the_old_one(models_dir, saved):

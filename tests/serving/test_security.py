@@ -10,6 +10,7 @@ import ssl
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 import grpc
@@ -22,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.client import AsyncClient, Client, ResourceExhausted, ServingError, Tls, Unauthenticated, Unavailable
 from serving.model_server import backend, rest, security
+from serving.model_server.configuration import read_ssl
 from serving.model_server.options import TOKEN_VARIABLE, Options
 from serving.model_server.server import Server
 from transform.contract import ContractError
@@ -74,6 +76,14 @@ def ssl_config(authority, tmp_path_factory):
         return str(path)
 
     return write
+
+
+def test_client_certificates_need_an_authority_to_be_checked_by(ssl_config, tmp_path):
+    text = Path(ssl_config(client_verify=True)).read_text()
+    path = tmp_path / "ssl.config"
+    path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("custom_ca")))
+    with pytest.raises(ContractError, match="client_verify needs custom_ca"):
+        read_ssl(str(path))
 
 
 def fetch(server, path="/v1/models/scaler", context=None, headers=None) -> int:

@@ -1,15 +1,11 @@
 """The server as a whole: what its options serve, and what it follows while it runs."""
 
-import os
 import shutil
-import sys
-import threading
 import time
 
 import pytest
 
 from serving.client import Client, InvalidRequest, ModelNotFound
-from serving.model_server.models import Models
 from serving.model_server.options import Options
 from serving.model_server.server import Server
 from transform.contract import ContractError
@@ -46,23 +42,6 @@ def test_one_model_is_served_from_its_base_path_under_its_name(saved):
     options = Options(model_base_path=str(saved / "scaler"), model_name="half", **FREE)
     with Server(options) as server, Client(server.target) as client:
         assert (versions(client, "half"), versions(client, "default")) == ([2], [])
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
-def test_what_loads_versions_gives_way_to_what_answers_requests(saved, monkeypatch):
-    niceness = {}
-
-    def note(models):
-        niceness[threading.current_thread()] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        refresh(models)
-
-    refresh = Models.refresh
-    monkeypatch.setattr(Models, "refresh", note)
-    with Server(Options(models=str(saved), file_system_poll_wait_seconds=0.05, **FREE)):
-        assert within(10, lambda: len(niceness) == 2)
-    here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert niceness.pop(threading.current_thread()) == here  # nobody waits for answers yet
-    assert list(niceness.values()) == [min(here + 5, 19)]
 
 
 def test_a_base_path_that_appears_later_is_served_then(saved, tmp_path):

@@ -1,0 +1,248 @@
+"""The whole stack on MovieLens with posters, replayed: the feed against popularity and against each of its stages.
+
+    python benchmarks/replay.py [--data DATA] [--users 500] [--seeds 1 2 3] [--work runs/replay]
+
+`shortlist run` trains everything that the demo has but clips: topics from posters, titles and genres, retrieval, JIFR
+on the posters, the ranker, the feed. Its time split ends training at 80 % of the impressions, and choices at 90 %. That
+moment is replayed: a world without what came after it, in which the feed is assembled anew, and users who have rated
+and will rate unseen films above 3. Sought are these films, among all that the user has not rated; the same for all:
+
+- `popularity`: rated above 3 most often until then;
+- `retrieval`, `jifr`, `ranker`: one stage alone, over the whole catalogue;
+- `feed`: one call, with the caps and shares of `feed:`; `feed_by_score` without them.
+
+Every seed trains anew, and draws its own users. Results go to `results/replay.{json,md}`.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # before this folder, where `serving` would be a benchmark
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+import numpy as np
+import pyarrow.compute as pc
+import tensorflow as tf
+import tensorflow_text  # noqa: F401 (the models' ops)
+import yaml
+
+from components.feed_assembler.executor import assemble, served_stages
+from components.importers.movielens import import_movielens
+from components.impression_example_gen import asking
+from components.impression_example_gen.impressions import IMPRESSION, Splits, prepare
+from components.world import tables
+from pipeline.models import EXPORTERS, FEED
+from pipeline.runs import learned_of_videos, load_run
+from serving.requests import to_example, to_feed_example
+from trainer.jifr_export import asked_features
+from trainer.retrieval_export import query_features
+from transform.contract import Contract, load
+from transform.feed import FeedSettings
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("SHORTLIST_DATA", ROOT.parent / "shared" / "data"))
+RESULTS = ROOT / "benchmarks" / "results"
+SHOWN, VALID_ENDS = 20, 0.9
+LEARNED = [
+    {
+        "name": "topics",
+        "kind": "ids",
+        "role": "video",
+        "vocabulary": "topic",
+        "max_length": 8,
+        "source": "content.topics",
+    },
+    {"name": "look", "kind": "vector", "role": "video", "dimension": 88, "source": "content.look_vector"},
+]
+MODELS: dict[str, Any] = {
+    "topic_representation": {
+        "model": {"cover_filters": [16, 32, 64], "title_width": 64, "title_layers": 1, "experts": 4},
+        "training": {"epochs": 15, "batch_size": 64, "patience": 3},
+    },
+    "topic_retrieval": {
+        "model": {"index": {"answers": 600}},
+        "training": {"epochs": 15, "batch_size": 1024, "patience": 2},
+    },
+    "jifr": {"model": {"width": 32, "visual_width": 16}, "training": {"epochs": 15, "batch_size": 1024}},
+    "ranker": {
+        "model": {"architecture": "mhsa_crossing", "embedding_l2": 1.0e-4, "id_dropout": 0.1},
+        "training": {"epochs": 8, "batch_size": 1024},
+    },
+}
+GATES = {"topic_representation": "primary_hits", "topic_retrieval": "recall_at_100", "jifr": "hits", "ranker": "auc"}
+PACKAGES = ("tensorflow", "tfx", "numpy")
+Ranking = Callable[[asking.UserContext], Sequence[str]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with movielens-1m, posters in it")
+    parser.add_argument("--users", type=int, default=500, help="asked, of each seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "replay", help="folder of the world and the runs")
+    options = parser.parse_args()
+    world = str(options.work / "world")
+    if not tables.is_there(world, "interactions"):
+        import_movielens(str(options.data / "movielens-1m"), world, posters=True)
+    rows = []
+    for seed in options.seeds:
+        run = trained(options.work, world, seed)
+        rows += [{"seed": seed, **row} for row in replayed(run, world, options.work / "past", options.users, seed)]
+        write(rows)
+
+
+def trained(work: Path, world: str, seed: int) -> dict[str, Any]:
+    """The record of a run with everything but clips; what is there already comes from the cache."""
+    contract = json.loads(load("movielens").to_json())
+    contract["vocabularies"]["topic"] = {}
+    contract["features"] += LEARNED
+    (work / "posters.yaml").write_text(json.dumps(contract))
+    models = {
+        name: {
+            **settings,
+            "training": {**settings["training"], "seed": seed},
+            "gates": [{"metric": GATES[name], "at_least": 0.0}],
+        }
+        for name, settings in MODELS.items()
+    }
+    config = {"name": f"replay-{seed}", "contract": str(work / "posters.yaml"), "frames": {"encoder": "colours"}}
+    config |= {"feed": {"length": SHOWN}, "models": models}
+    path = work / f"replay-{seed}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "pipeline.cli", "run", "--config", str(path), "--world", world]
+    subprocess.run([*command, "--runs", str(work)], check=True, cwd=ROOT)
+    return load_run(work / f"replay-{seed}")
+
+
+def replayed(run: Mapping[str, Any], world: str, past: Path, users: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Recall and NDCG at 20 of every ranking, averaged over the users asked."""
+    contract = Contract.from_json(run["contract"])
+    at, sought = _past_and_future(world, contract, str(past))
+    asked = np.random.default_rng(seed).permutation(sorted(sought))[:users]
+    rankings = _rankings(run, contract, str(past))
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in rankings}
+    learned = learned_of_videos(run)
+    for number, user in enumerate(asked):
+        context = asking.user_context(str(past), contract, str(user), at, learned)
+        for name, ranking in rankings.items():
+            found[name].append(_recall_and_ndcg(ranking(context), sought[user]))
+        print(f"\r{number + 1} of {len(asked)} users", end="", flush=True)
+    print()
+    for name, pairs in found.items():
+        recall, ndcg = np.mean(pairs, axis=0)
+        yield {"ranking": name, "users": len(asked), "recall": float(recall), "ndcg": float(ndcg)}
+
+
+def _past_and_future(world: str, contract: Contract, past: str) -> tuple[int, dict[str, set[str]]]:
+    """The moment, of which a world without anything later is written; and by user what will be rated above 3."""
+    events = tables.read_table(world, "interactions")
+    prepared = prepare(events, contract, Splits("time", 1, 0, 0))
+    times = np.sort(prepared.filter(pc.equal(prepared["outcome"], IMPRESSION))["at"].to_numpy())
+    at = int(times[int(VALID_ENDS * len(times))])
+    for name in ("users", "videos"):
+        tables.write_table(past, name, tables.read_table(world, name))
+    tables.write_table(past, "interactions", events.filter(pc.less(events["at"], at)))
+    seen: dict[str, set[str]] = {}
+    for row in prepared.filter(pc.less(prepared["at"], at)).select(["user_id", "video_id"]).to_pylist():
+        seen.setdefault(row["user_id"], set()).add(row["video_id"])
+    liked = pc.and_(pc.equal(prepared["label"], 1), pc.greater_equal(prepared["at"], at))
+    sought: dict[str, set[str]] = {}
+    for row in prepared.filter(liked).select(["user_id", "video_id"]).to_pylist():
+        if row["user_id"] in seen and row["video_id"] not in seen[row["user_id"]]:
+            sought.setdefault(row["user_id"], set()).add(row["video_id"])
+    return at, sought
+
+
+def _rankings(run: Mapping[str, Any], contract: Contract, past: str) -> dict[str, Ranking]:
+    """By name, what gives the 20 best videos that a user has not rated."""
+    stages, learned = served_stages(run["models"]), learned_of_videos(run)
+    settings = FeedSettings.model_validate(run["config"]["feed"])
+    free = settings.model_copy(update={"per_author": None, "per_topic": None, "fresh_share": 0.0})
+    feed = assemble(EXPORTERS[FEED], stages, past, contract, settings, learned)
+    by_score = assemble(EXPORTERS[FEED], stages, past, contract, free, learned)
+    videos = np.array(sorted(video.decode() for video in feed.ids.numpy()), object)
+    events = prepare(tables.read_table(past, "interactions"), contract, Splits("time", 1, 0, 0))
+    liked = events.filter(pc.equal(events["label"], 1))["video_id"].value_counts().to_pylist()
+    counts = {entry["values"]: entry["counts"] for entry in liked}
+    popularity = np.array([counts.get(video, 0) for video in videos], float)
+
+    def request(context: asking.UserContext) -> tf.Tensor:
+        return tf.constant([to_feed_example(context.features, contract, length=SHOWN, **context.told)])
+
+    def best(scores: np.ndarray, context: asking.UserContext) -> list[str]:
+        unseen = ~np.isin(videos, context.seen)
+        return list(videos[unseen][np.argsort(-scores[unseen], kind="stable")[:SHOWN]])
+
+    def recommended(of: Any) -> Ranking:
+        return lambda context: [v.decode() for v in of.answers["recommend"](request(context))["video_ids"].numpy()[0]]
+
+    def retrieved(context: asking.UserContext) -> list[str]:
+        names = {f.name for f in query_features(contract)}
+        row = {name: value for name, value in context.features.items() if name in names}
+        exclude = tf.constant([context.seen], tf.string)
+        answer = feed.retriever.signatures["retrieve"](
+            examples=tf.constant([to_example(row, contract)]), exclude=exclude, queue=tf.zeros([1, 0], tf.string)
+        )
+        return [video.decode() for video in answer["video_ids"].numpy()[0][:SHOWN]]
+
+    def ranked(context: asking.UserContext) -> list[str]:
+        answer = feed.answers["rank"](examples=request(context), video_ids=tf.constant([list(videos)]))
+        return best(answer["scores"].numpy()[0], context)
+
+    def opened(context: asking.UserContext) -> list[str]:
+        columns: dict[str, Any] = {contract.video_key.name: tf.constant(list(videos))}
+        for feature in asked_features(contract):
+            if feature.name != contract.video_key.name:
+                given = context.features.get(feature.name, [])
+                columns[feature.name] = tf.repeat(tf.constant([given], tf.string), len(videos), axis=0)
+        return best(feed.chooser.signatures["raw"](**columns)["score"].numpy(), context)
+
+    return {
+        "popularity": lambda context: best(popularity, context),
+        "retrieval": retrieved,
+        "jifr": opened,
+        "ranker": ranked,
+        "feed_by_score": recommended(by_score),
+        "feed": recommended(feed),
+    }
+
+
+def _recall_and_ndcg(shown: Sequence[str], sought: set[str]) -> tuple[float, float]:
+    hits = np.array([video in sought for video in shown], float)
+    ideal = np.sum(1 / np.log2(np.arange(2, 2 + min(len(sought), SHOWN))))
+    return hits.sum() / len(sought), float(np.sum(hits / np.log2(np.arange(2, 2 + len(hits)))) / ideal)
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """Writes the results, mean and standard deviation over the seeds."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    results = {"machine": machine, "versions": versions, "rows": rows}
+    (RESULTS / "replay.json").write_text(json.dumps(results, indent=1) + "\n")
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = ["# Offline replay on the MovieLens-1M prefix with posters", ""]
+    lines += ["Written by `benchmarks/replay.py`, whose docstring says what is replayed.", ""]
+    lines += [
+        f"Machine: {machine}. Versions: {told}.",
+        "",
+        "| ranking | recall@20 | NDCG@20 | seeds |",
+        "|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["ranking"] for row in rows):
+        own = [row for row in rows if row["ranking"] == name]
+        cells = (f"{np.mean([r[m] for r in own]):.4f} ± {np.std([r[m] for r in own]):.4f}" for m in ("recall", "ndcg"))
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(own)} |")
+    (RESULTS / "replay.md").write_text("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main()
