@@ -104,7 +104,7 @@ class _Batched:
         limit = self._parameters.max_batch_size
         if rows > limit:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {limit}")
-        if not self._calls:
+        if rows and not self._calls:
             self._alone(**inputs)  # a request warms up both ways to an answer: this one is for batches that fail
         call = self._call(tuple(inputs[name].shape[1:] for name in self._inputs)) if rows else None
         if call is None:  # the op answers no rows with shape [0], whatever the shape is

@@ -38,8 +38,13 @@ _DRAIN_SECONDS = 5.0
 _MOST = 2**63 - 1  # version numbers are int64
 _UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
 _PASSING: frozenset[int] = frozenset(  # neither of the model's making, nor to be told by its files
-    getattr(grpc.StatusCode, name).value[0]
-    for name in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED")
+    code.value[0]
+    for code in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+    )
 )
 
 _logger = logging.getLogger(__name__)

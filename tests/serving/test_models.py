@@ -90,16 +90,22 @@ def test_what_may_pass_is_tried_again_though_no_file_changed(models_dir, monkeyp
     assert models.ready is again
 
 
-def test_closing_does_not_wait_for_a_version_that_is_still_being_loaded(models_dir, monkeypatch):
-    loading, done = threading.Event(), threading.Event()
+@pytest.fixture
+def held_up(monkeypatch):
+    """Loading waits: what tells that it does, and what lets it go on."""
+    loading, done, load = threading.Event(), threading.Event(), models_module.load
 
     def slow(*arguments):
         loading.set()
         assert done.wait(30)
         return load(*arguments)
 
-    load = models_module.load
     monkeypatch.setattr(models_module, "load", slow)
+    return loading, done
+
+
+def test_closing_does_not_wait_for_a_version_that_is_still_being_loaded(models_dir, held_up, monkeypatch):
+    loading, done = held_up
     monkeypatch.setattr(models_module, "_DRAIN_SECONDS", 0.2)
     models = Models(str(models_dir))
     refreshing = threading.Thread(target=models.refresh)
@@ -112,21 +118,13 @@ def test_closing_does_not_wait_for_a_version_that_is_still_being_loaded(models_d
     refreshing.join(30)
 
 
-def test_while_one_configuration_is_taken_over_another_is_not_kept_waiting(models_dir, monkeypatch):
-    loading, done = threading.Event(), threading.Event()
+def test_while_one_configuration_is_taken_over_another_is_not_kept_waiting(models_dir, held_up):
+    loading, done = held_up
     config = text_format.Parse(
         f'model_config_list {{ config {{ name: "scaler" base_path: "{models_dir / "scaler"}" '
         'model_platform: "tensorflow" } }',
         model_server_config_pb2.ModelServerConfig(),
     )
-
-    def slow(*arguments):
-        loading.set()
-        assert done.wait(30)
-        return load(*arguments)
-
-    load = models_module.load
-    monkeypatch.setattr(models_module, "load", slow)
     models = Models(())
     reloading = threading.Thread(target=models.reload, args=(config,))
     reloading.start()
