@@ -66,7 +66,7 @@ class Server:
         token = options.token()
         tls = configuration.read_ssl(options.ssl_config_file) if options.ssl_config_file else None
         context = security.http_context(tls) if tls else None  # before gRPC, which would say less about a bad key
-        if token and not tls and not self.host.startswith("127."):
+        if token and not tls and not self.host.startswith(("127.", "::1")):
             _logger.warning("the token travels in clear: add --ssl_config_file, or listen on 127.0.0.1 only")
         file = options.monitoring_config_file
         monitoring = configuration.read_monitoring(file) if file else Monitoring()
@@ -101,7 +101,7 @@ class Server:
     @property
     def target(self) -> str:
         """`host:port` of gRPC, for a client."""
-        return f"{self.host}:{self.port}"
+        return _address(self.host, self.port)
 
     def _grpc_server(self, token: str) -> grpc.Server:
         threads = self._options.grpc_max_threads
@@ -213,7 +213,7 @@ def run(options: Options) -> None:
     sys.setswitchinterval(0.00002)
     try:
         with Server(options) as server:
-            _logger.info("gRPC on %s, REST on %s:%d", server.target, server.host, server.rest_port)
+            _logger.info("gRPC on %s, REST on %s", server.target, _address(server.host, server.rest_port))
             server.wait()
     except SystemExit:
         logging.shutdown()
@@ -257,7 +257,7 @@ def _sources(options: Options) -> str | tuple[ModelSource, ...]:
 
 
 def _bind(server: grpc.Server, host: str, port: int, tls: Tls | None) -> int:
-    address = f"{host}:{port}"
+    address = _address(host, port)
     try:
         if tls:
             return int(server.add_secure_port(address, security.grpc_credentials(tls)))
@@ -266,5 +266,10 @@ def _bind(server: grpc.Server, host: str, port: int, tls: Tls | None) -> int:
         raise _cannot_listen(host, port, "--port") from error
 
 
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"  # brackets tell an IPv6 address from its port
+
+
 def _cannot_listen(host: str, port: int, option: str) -> ContractError:
-    return ContractError(f"cannot listen on {host}:{port}: it is in use or not ours; choose another with {option}")
+    where = _address(host, port)
+    return ContractError(f"cannot listen on {where}: it is in use or not ours; choose another with {option}")

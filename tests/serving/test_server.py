@@ -1,7 +1,9 @@
 """The server as a whole: what its options serve, and what it follows while it runs."""
 
 import shutil
+import socket
 import time
+import urllib.request
 
 import pytest
 
@@ -11,6 +13,17 @@ from serving.model_server.server import Server
 from transform.contract import ContractError
 
 FREE = {"port": 0, "rest_api_port": 0}
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+IPV6 = _has_ipv6()
 
 
 def within(seconds, holds):
@@ -42,6 +55,15 @@ def test_one_model_is_served_from_its_base_path_under_its_name(saved):
     options = Options(model_base_path=str(saved / "scaler"), model_name="half", **FREE)
     with Server(options) as server, Client(server.target) as client:
         assert (versions(client, "half"), versions(client, "default")) == ([2], [])
+
+
+@pytest.mark.skipif(not IPV6, reason="this machine has no IPv6 loopback address")
+def test_an_ipv6_address_is_listened_on(saved):
+    with Server(Options(models=str(saved), host="::1", **FREE)) as server, Client(server.target) as client:
+        assert server.target == f"[::1]:{server.port}"
+        assert versions(client, "scaler") == [2]
+        with urllib.request.urlopen(f"http://[::1]:{server.rest_port}/readyz") as response:
+            assert response.status == 200
 
 
 def test_a_base_path_that_appears_later_is_served_then(saved, tmp_path):
