@@ -348,10 +348,14 @@ def _run(config: RunConfig, world: str, folder: Path) -> Path:
 def _print_outcome(console: Console, record: Run, folder: Path) -> None:
     from pipeline.report.gates import gates_of
 
+    unchanged = {step.name for step in record.steps if step.cached}
     for model, artifacts in record.artifacts.items():
         version = record.served_version[model]
         if version:
-            console.print(f"[green]Pushed[/] {model} version {version} to {folder}/models/{model}", highlight=False)
+            before = bool({"Pusher", f"Pusher.{model}"} & unchanged)
+            said, where = ("Unchanged", "in") if before else ("Pushed", "to")
+            place = f"{folder}/models/{model}"
+            console.print(f"[green]{said}[/] {model} version {version} {where} {place}", highlight=False)
             continue
         table = Table(title=f"{model} was refused: nothing is pushed", title_style="bold red")
         for column in ("metric", "slice", "gate", "needed", "got", "served model"):
