@@ -114,7 +114,7 @@ def _axes(x_range: Point, y_range: Point, integers: bool) -> str:
 
 
 def _tick(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _x_ticks(x_range: Point, integers: bool) -> list[float]:

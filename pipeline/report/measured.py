@@ -41,8 +41,8 @@ class Measured:
 
     @property
     def value(self) -> str:
-        """The slice's values without the features."""
-        return ", ".join(value for _, value in self.slice)
+        """The slice's values without the features; `(none)` for examples that have none."""
+        return ", ".join(value or "(none)" for _, value in self.slice)
 
     @property
     def examples(self) -> int | None:
@@ -58,7 +58,7 @@ class Measured:
 
 def slice_name(key: SliceKey) -> str:
     """`all examples`, or `feature = value` pairs."""
-    return ", ".join(f"{feature} = {value}" for feature, value in key) or "all examples"
+    return ", ".join(f"{feature} = {value or '(none)'}" for feature, value in key) or "all examples"
 
 
 def slice_key(proto: Any) -> SliceKey:

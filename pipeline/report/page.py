@@ -34,14 +34,15 @@ METRICS: dict[str, tuple[str, float, float | None, str]] = {
     "ndcg_sampled": ("NDCG@15 of 1,000", 0, 1, "its place among 1,000 others, mean of ten draws"),
     "hits_sampled": ("HR@15 of 1,000", 0, 1, "the same among 1,000 others, mean of ten draws"),
     "frame_hits_at_1": ("Frame hits@1", 0, 1, "share of liked frames that the model puts first of the video's own"),
-    "frame_hits_at_1_popular": ("... of the average user", 0, 1, "the same by the average user's taste"),
-    "frame_hits_at_1_random": ("... by chance", 0, 1, "the same by chance"),
+    "frame_hits_at_1_popular": ("Frame hits@1, average user", 0, 1, "the same by the average user's taste"),
+    "frame_hits_at_1_random": ("Frame hits@1, chance", 0, 1, "the same by chance"),
     "frame_lift": ("Frame lift", 0, None, "frame hits@1 over chance"),
-    "frame_ndcg_at_3": ("Frame NDCG@3", 0, 1, "place of liked frames among the first three"),
+    **{f"frame_hits_at_{k}": (f"Frame hits@{k}", 0, 1, f"among the first {k}") for k in range(2, 6)},
+    **{f"frame_ndcg_at_{k}": (f"Frame NDCG@{k}", 0, 1, f"their place among the first {k}") for k in range(1, 6)},
     "primary_hits": ("Primary category", 0, 1, "share of videos whose likeliest category is theirs"),
     "secondary_hits": ("Secondary category", 0, 1, "share of videos whose likeliest category is theirs"),
     "tags_hits": ("Tags", 0, 1, "share of videos whose likeliest tag is one of theirs"),
-    "accuracy": ("Top-1 accuracy", 0, 1, "share of clips whose most probable category is theirs"),
+    "accuracy": ("Top-1 accuracy", 0, 1, "share of clips with a category whose most probable one is theirs"),
     "macro_precision": ("Precision (macro)", 0, 1, "mean over categories"),
     "macro_recall": ("Recall (macro)", 0, 1, "mean over categories"),
     "recall": ("Recall", 0, 1, "share of a user's positives among the first, mean over users"),
@@ -124,8 +125,9 @@ def _model(model: ModelRecords) -> dict[str, Any]:
         "record": model,
         "columns": columns,
         "failed": [gate for gate in model.gates if not gate.passed],
-        "overall": next((s for s in model.slices if s.slice == OVERALL), None),
-        "groups": _groups(model.slices, columns, failed),
+        "overall": [_row(s, columns, failed, s.examples or 0) for s in model.slices if s.slice == OVERALL],
+        "compared": any(s.baseline for s in model.slices),
+        "groups": _groups([s for s in model.slices if s.slice != OVERALL], columns, failed),
         "classes": _classes(model),
         "charts": [chart for chart in _curves(model.curves) if chart],
         "calibration": charts.lines("Calibration", {"candidate": model.calibration}, diagonal=True),
@@ -182,7 +184,7 @@ def _groups(slices: Iterable[Measured], columns: list[Column], failed: set[tuple
     for features, members in by_features.items():
         most = max((m.examples or 0 for m in members), default=0)
         rows = tuple(_row(m, columns, failed, most) for m in sorted(members, key=_order))
-        groups.append(Group(", ".join(features) or "all examples", rows))
+        groups.append(Group(", ".join(features), rows))
     return groups
 
 
@@ -194,7 +196,7 @@ def _order(each: Measured) -> tuple[float, int, str]:
 
 def _row(each: Measured, columns: list[Column], failed: set[tuple[str, str]], most: int) -> Row:
     cells = tuple(_cell(each, column, (column.metric, each.name) in failed) for column in columns)
-    return Row(each.value or each.name, each.examples, charts.bar(each.examples or 0, 0, most), cells)
+    return Row(each.value, each.examples, charts.bar(each.examples or 0, 0, most), cells)
 
 
 def _cell(each: Measured, column: Column, failed: bool) -> Cell:

@@ -10,7 +10,7 @@ import tensorflow_model_analysis as tfma
 
 from pipeline.report import charts
 from pipeline.report.gates import gates
-from pipeline.report.measured import measured
+from pipeline.report.measured import Measured, measured
 from pipeline.report.page import render, write_report
 from pipeline.report.records import ModelRecords, RunRecords, load
 from transform.contract import ContractError
@@ -82,7 +82,20 @@ def test_the_headline_says_that_the_run_was_refused_and_by_which_gates(page):
 def test_every_slice_is_listed_with_its_examples(page, evaluation):
     rows = {row[0]: row[1] for row in page.tables["slices"]}
     for each in measured(evaluation):
-        assert rows[each.value or "all examples"] == f"{each.examples:,}"
+        if each.slice:
+            assert rows[each.value] == f"{each.examples:,}"
+        else:
+            assert f"All examples ({each.examples:,})" in "".join(page.text)
+
+
+def test_the_slice_of_examples_without_a_value_has_a_name():
+    without = Measured((("primary_category", ""),))
+    assert (without.value, without.name) == ("(none)", "primary_category = (none)")
+
+
+def test_a_metric_of_all_examples_is_shown_under_its_title_and_its_name_in_the_configuration(page):
+    names = [row[0] for row in page.tables["overall"][1:]]
+    assert names == ["AUCauc", "Log losslogloss", "NDCG@10ndcg@10"]
 
 
 def test_numbers_are_those_of_tfma(page, evaluation):
