@@ -29,13 +29,6 @@ if TYPE_CHECKING:
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_REFUSED = 1, 2, 3
 DEMO_WORLD = Path("worlds/demo")
-SOURCES = {
-    "topic": "found in the index, by the user's topics",
-    "queue": "clicked most in the user's topics",
-    "popular": "popular, as the user has no history",
-    "explore": "drawn by lot, as the user has no history",
-    "catalogue": "of all videos",
-}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -390,7 +383,7 @@ def _recommend(
         from serving.client import ServingError
 
         try:
-            with console.status("Waiting for the feed"), feeds.served(record["models"], target) as client:
+            with console.status("Waiting for the feed"), feeds.served(record, target) as client:
                 feed = feeds.recommend(record, user, n, client)
                 if html is not None:
                     from pipeline.feed_page import write_page
@@ -413,7 +406,7 @@ def _print_feed(console: Console, feed: Feed) -> None:
     table = Table(
         title=f"Feed of user {feed.user_id} ({feed.candidates} candidates, {feed.seen} seen before left out)",
         title_style="bold",
-        caption=" ".join(f"{s}: {SOURCES[s]}." for s in sorted({entry.source for entry in feed.entries})),
+        caption=feed.legend,
         caption_justify="left",
     )
     table.add_column("#", justify="right")

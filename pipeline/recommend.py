@@ -21,7 +21,7 @@ from components.world import files, tables
 from pipeline.models import FEED
 from pipeline.runs import artifact, learned_of_videos
 from serving.client import Client
-from serving.model_server.options import TOKEN_VARIABLE
+from serving.model_server.options import TOKEN_VARIABLE, Options
 from serving.requests import to_feed_example
 from serving.topic_queues.queues import TopicQueues, open_store
 from serving.topic_queues.settings import QueueSettings
@@ -48,6 +48,15 @@ class Cover:
     at_seconds: float | None
 
 
+SOURCES = {
+    "topic": "found in the index, by the user's topics",
+    "queue": "clicked most in the user's topics",
+    "popular": "popular, as the user has no history",
+    "explore": "drawn by lot, as the user has no history",
+    "catalogue": "of all videos",
+}
+
+
 @dataclass(frozen=True)
 class FeedEntry:
     """One video of a feed.
@@ -58,8 +67,7 @@ class FeedEntry:
         category: Its primary one; "" where it has none.
         score: Of the ranker.
         topics: By name, best first.
-        source: Where the candidate comes from: `topic` (the index), `queue`, `popular` and `explore` (for somebody
-            without history), or `catalogue` without a retrieval model.
+        source: Where the candidate comes from, one of `SOURCES`; `catalogue` without a retrieval model.
         modality_weights: How much each content vector counted.
         cover: The frame this user is most likely to open it by; None where no model chooses, or it has no frame.
     """
@@ -92,6 +100,11 @@ class Feed:
     candidates: int
     entries: list[FeedEntry]
 
+    @property
+    def legend(self) -> str:
+        """What the sources of its videos mean."""
+        return " ".join(f"{source}: {SOURCES[source]}." for source in sorted({entry.source for entry in self.entries}))
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -122,13 +135,9 @@ def recommend(run: Mapping[str, Any], user_id: str, n: int, client: Client) -> F
     Raises:
         ContractError: The run assembles no feed, or n is more than its settings allow.
     """
-    settings = run["config"].get("feed")
-    if not settings:
-        raise ContractError(
-            f"run {run['id']} assembles no feed: add `feed: {{}}` to its configuration and run it again"
-        )
-    if n > settings["most"]:
-        raise ContractError(f"a feed of at most {settings['most']} videos was expected, got {n}: raise `feed.most`")
+    most = _settings(run)["most"]
+    if n > most:
+        raise ContractError(f"a feed of at most {most} videos was expected, got {n}: raise `feed.most`")
     world = run["world"]
     known = user_id in set(tables.read_table(world, "users", ["user_id"])["user_id"].to_pylist())
     asked = _asked(run, user_id)
@@ -153,6 +162,15 @@ def covers(run: Mapping[str, Any], user_id: str, video_ids: Sequence[str], clien
     answer = {name: value[0] for name, value in client.predict_tensors(FEED, request, "cover").items()}
     found = {video: _cover({n: v[i] for n, v in answer.items()}) for i, video in enumerate(video_ids)}
     return {video: cover for video, cover in found.items() if cover is not None}
+
+
+def _settings(run: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] | None = run["config"].get("feed")
+    if not settings:
+        raise ContractError(
+            f"run {run['id']} assembles no feed: add `feed: {{}}` to its configuration and run it again"
+        )
+    return settings
 
 
 def _asked(run: Mapping[str, Any], user_id: str) -> _Asked:
@@ -224,15 +242,21 @@ def topic_names(topics: str | None) -> dict[str, str]:
 
 
 @contextmanager
-def served(models: str, target: str | None, timeout_seconds: float = 120.0) -> Iterator[Client]:
-    """A client of the server at `target`, or of a local server of this run's models that is stopped afterwards."""
+def served(run: Mapping[str, Any], target: str | None, timeout_seconds: float = 120.0) -> Iterator[Client]:
+    """A client of the server at `target`, or of a local one of this run's feed that is stopped afterwards.
+
+    Raises:
+        ContractError: The run assembles no feed.
+    """
+    _settings(run)
     token = os.environ.get(TOKEN_VARIABLE)  # which a local server asks for too
     if target is not None:
         with Client(target, timeout_seconds=timeout_seconds, token=token) as client:
             yield client
         return
-    from serving.model_server import server
+    from serving.model_server.server import Server
 
-    with server.start(models) as local, Client(f"127.0.0.1:{local.port}", timeout_seconds, token=token) as client:
+    options = Options(model_base_path=f"{run['models']}/{FEED}", model_name=FEED, port=0, rest_api_port=0)
+    with Server(options) as local, Client(local.target, timeout_seconds, token=token) as client:
         client.wait_until_ready(FEED, timeout_seconds=timeout_seconds)
         yield client

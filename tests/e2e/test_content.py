@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 import cv2
@@ -162,8 +162,8 @@ def test_impressions_hold_the_topics_of_their_video(pushed):
 
 @pytest.fixture(scope="module")
 def client(pushed):
-    """Of a server of all that was pushed."""
-    with recommend.served(pushed.models, target=None) as client:
+    """Of a server of the feed that was pushed."""
+    with recommend.served(asdict(pushed), target=None) as client:
         yield client
 
 
@@ -236,6 +236,7 @@ def test_the_page_shows_both_feeds_and_both_covers_of_a_video(pushed, client, tm
     page = (tmp_path / "feed.html").read_text()
     shown = [entry for feed in feeds for entry in feed.entries]
     assert all(escape(entry.title) in page for entry in shown)
+    assert all(f"{entry.source}: {recommend.SOURCES[entry.source]}." in unescape(page) for entry in shown)
     videos = {entry.video_id for entry in shown}
     with_cover = sum(entry.cover is not None for entry in shown)
     in_pairs = 2 * len({entry.video_id for entry in shown if entry.cover})

@@ -25,7 +25,7 @@ def run(shared_data, tmp_path_factory):
 
 def test_the_run_ends_pushed_and_answers(run):
     assert run.outcome == "pushed"
-    with recommend.served(run.models, target=None) as client:
+    with recommend.served(asdict(run), target=None) as client:
         feed = recommend.recommend(asdict(run), "2999", 10, client)
     assert feed.known_user
     assert len(feed.entries) == 10

@@ -8,6 +8,8 @@ from rich.console import Console
 
 from pipeline.cli import _print_outcome
 from pipeline.local_runner import Run, Step
+from pipeline.recommend import served
+from transform.contract import ContractError
 
 
 @pytest.mark.parametrize("node", ["Pusher", "Pusher.ranker"], ids=["the only model", "one of several"])
@@ -22,3 +24,9 @@ def test_a_model_pushed_by_an_earlier_run_is_not_called_pushed(node, cached, sai
     record.artifacts, record.served_version = {"ranker": {}}, {"ranker": "7"}
     _print_outcome(Console(file=screen, width=200), record, Path("runs/r"))
     assert said in screen.getvalue()
+
+
+def test_a_run_without_a_feed_is_told_how_to_get_one_before_a_server_starts():
+    refused = pytest.raises(ContractError, match="run r assembles no feed: add `feed:")
+    with refused, served({"id": "r", "config": {}}, None):
+        pytest.fail("a server of no feed")
