@@ -3,6 +3,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Tests of one file share what takes long to make, so that a file is one worker's.
+WORKERS ?= 2
+IN_WORKERS := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 export TF_USE_LEGACY_KERAS := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -20,7 +23,7 @@ demo: $(INSTALLED) ## The demo world through the whole pipeline to a served feed
 	@$(BIN)/shortlist demo
 
 test: $(INSTALLED) ## All tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(IN_WORKERS)
 
 test-slow: $(INSTALLED) ## The slow tests
 	$(BIN)/python -m pytest -m slow

@@ -33,7 +33,7 @@ SMALL = ("--users", "40", "--videos", "60", "--interactions", "500")
 @pytest.fixture
 def shortlist(monkeypatch, capsys, tmp_path):
     """Runs a command in an empty folder; returns exit code, what is on stdout, and on stderr."""
-    for name in ("TF_USE_LEGACY_KERAS", "TF_CPP_MIN_LOG_LEVEL", "PYTHONWARNINGS"):
+    for name in ("TF_USE_LEGACY_KERAS", "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS", "PYTHONWARNINGS"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # so that what main() sets is taken back
     monkeypatch.chdir(tmp_path)
 
