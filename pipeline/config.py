@@ -14,7 +14,7 @@ from components.topic_learner.settings import TopicSettings
 from pipeline.models import MODELS
 from serving.topic_queues.settings import QueueSettings
 from transform.clip_settings import ClipSettings
-from transform.contract import ContractError, did_you_mean
+from transform.contract import ContractError, did_you_mean, refuse_duplicate_keys
 from transform.feed import FeedSettings
 
 BUILT_IN = Path(__file__).parent / "configs"
@@ -42,6 +42,9 @@ class Splits(_Strict):
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train, valid and test must add up to 1, got {total:g}")
         return self
+
+
+LOWER_IS_BETTER = ("logloss",)
 
 
 class Gate(_Strict):
@@ -72,6 +75,12 @@ class Gate(_Strict):
             raise ValueError(
                 f"the gate on {self.metric} needs at_least or at_most: a change threshold alone passes everything "
                 "while no model is served"
+            )
+        side = "at_most" if self.metric in LOWER_IS_BETTER else "at_least"
+        if self.change is not None and getattr(self, side) is None:
+            raise ValueError(
+                f"the gate on {self.metric} has a change threshold and no {side}: it passes the worst of models while "
+                "none is served"
             )
         return self
 
@@ -176,8 +185,14 @@ def load(name_or_path: str) -> RunConfig:
         known = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.yaml")))
         raise ContractError(f"no configuration {name_or_path!r}: expected one of {known}, or the path of a .yaml file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return RunConfig.model_validate(content)
+        text = path.read_text(encoding="utf-8")
+        if (document := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
+            refuse_duplicate_keys(document, str(path))
+        return RunConfig.model_validate(yaml.safe_load(text))
+    except UnicodeDecodeError as error:
+        raise ContractError(
+            f"{path}: expected UTF-8, {error.reason} at byte {error.start}: save it as UTF-8"
+        ) from error
     except yaml.YAMLError as error:
         raise ContractError(f"{path}: not valid YAML: {error}") from error
     except ValidationError as error:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import tensorflow_model_analysis as tfma
 
-from pipeline.config import Gate, ModelConfig
+from pipeline.config import LOWER_IS_BETTER, Gate, ModelConfig
 from pipeline.models import CLASSES, COVERS, RETRIEVAL, TASKS
 from transform import clips, videos
 from transform.contract import Contract, ContractError, Kind, Role
 
 TOP_K = 10
-HIGHER_IS_BETTER = dict.fromkeys(("auc", "recall", *CLASSES, *TASKS, *RETRIEVAL, *COVERS), True) | {"logloss": False}
 
 
 def eval_config(contract: Contract, model: ModelConfig) -> tfma.EvalConfig:
@@ -29,13 +28,19 @@ def eval_config(contract: Contract, model: ModelConfig) -> tfma.EvalConfig:
     """
     slices = slice_features(contract, model)
     label, user = contract.label.name, contract.user_key.name
+    spec = tfma.ModelSpec(signature_name="serving_default", label_key=label, prediction_key="score")
+    unweighted = None
+    if contract.weight is not None:
+        # As in training. Counts are of rows, and in one user's list every row counts once: TFMA knows no other weights.
+        spec.example_weight_key = contract.weight.name
+        unweighted = tfma.ExampleWeightOptions(unweighted=True)
     return tfma.EvalConfig(
-        model_specs=[tfma.ModelSpec(signature_name="serving_default", label_key=label, prediction_key="score")],
+        model_specs=[spec],
         slicing_specs=[tfma.SlicingSpec(), *(tfma.SlicingSpec(feature_keys=[name]) for name in slices)],
         metrics_specs=[
+            tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="ExampleCount")], example_weights=unweighted),
             tfma.MetricsSpec(
                 metrics=[
-                    tfma.MetricConfig(class_name="ExampleCount"),
                     _metric("AUC", "auc", model.gates),
                     _metric("BinaryCrossEntropy", "logloss", model.gates),
                     _metric("Calibration", "calibration", model.gates),
@@ -49,6 +54,7 @@ def eval_config(contract: Contract, model: ModelConfig) -> tfma.EvalConfig:
                 ],
                 query_key=user,
                 binarize=tfma.BinarizationOptions(top_k_list={"values": [TOP_K]}),
+                example_weights=unweighted,
             ),
         ],
     )
@@ -190,7 +196,7 @@ def _threshold(gate: Gate) -> tfma.MetricThreshold:
     if gate.at_most is not None:
         threshold.value_threshold.upper_bound.value = gate.at_most
     if gate.change is not None:
-        higher = HIGHER_IS_BETTER[gate.metric]
+        higher = gate.metric not in LOWER_IS_BETTER
         threshold.change_threshold.direction = (
             tfma.MetricDirection.HIGHER_IS_BETTER if higher else tfma.MetricDirection.LOWER_IS_BETTER
         )

@@ -6,11 +6,11 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-PACKAGES = ("components", "pipeline", "trainer", "transform")
+PACKAGES = ("components", "pipeline", "serving", "trainer", "transform")
 
 
 def code_fingerprint() -> str:
-    """A digest of the sources of the packages that make, judge and push models; part of every cache key."""
+    """A digest of the sources of the packages that make, judge, try and push models; part of every cache key."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)

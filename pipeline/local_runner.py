@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,13 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     artifacts: dict[str, dict[str, str]] = field(default_factory=dict)
     served_version: dict[str, str] = field(default_factory=dict)  # pushed by this run; "" where it was refused
-    served_after: dict[str, str] = field(default_factory=dict)
+    served_after: dict[str, str] = field(default_factory=dict)  # once the run came to the end of a model
+
+    def write(self) -> None:
+        """Writes `run.json`; a kill at any moment leaves the last one whole."""
+        path = Path(self.models).parent / "run.json"
+        path.with_suffix(".part").write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+        os.replace(path.with_suffix(".part"), path)
 
 
 def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path) -> Run:
@@ -140,8 +147,12 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         log=str(log),
         inputs_of=inputs,
         judgements=judgements,
+        served_after={
+            name: served[name] for name in inputs if judgements[name] == last.get("judgements", {}).get(name)
+        },
     )
     history = History(connection, config)
+    record.artifacts = {name: {} for name in history.pushed}
     known = {**{name: served[name] for name in USED}, **judgements}
     pipeline = training_pipeline.build(config, contract, at, known, connection)
     try:
@@ -160,7 +171,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         record.finished = time.time()
         ran = {step.name for step in record.steps}
         record.artifacts = {name: history.artifacts(name, ran) for name in history.pushed}
-        (folder / "run.json").write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
+        record.write()
     return record
 
 
@@ -194,7 +205,6 @@ def _conclude(record: Run, history: History) -> None:
     """Read from MLMD whether the run's models were pushed."""
     for name in history.pushed:
         record.served_version[name] = history.pushed_version(name)
-        record.served_after[name] = served_version(f"{record.models}/{name}")
     blessed = [history.blessed(name) for name in history.pushed]
     record.outcome = "pushed" if all(blessed) else "refused"
 
@@ -233,6 +243,9 @@ class _StepWatcher(logging.Handler):
             step = self._record.steps[-1]
             step.seconds = time.time() - self._began
             step.cached, step.rows = self._history.last_execution(step.name)
+            if model := self._history.pushed_by(step.name):
+                self._record.served_after[model] = served_version(f"{self._record.models}/{model}")
+                self._record.write()  # a run that is killed later goes on behind this model
             rows = f"{step.rows:>9,} rows" if step.rows is not None else ""
             cached = "  (cached)" if step.cached else ""
             self._console.print(f"  {step.name:<24} {step.seconds:6.1f} s {rows:>15}{cached}", highlight=False)
@@ -259,6 +272,10 @@ class History:
     def _node(self, component: str, model: str) -> str:
         """What a model's node is called: with the model's name where a run has several models."""
         return f"{component}.{model}" if self._several or model == FEED else component
+
+    def pushed_by(self, node: str) -> str | None:
+        """The model that a node pushes, if it does."""
+        return next((model for model in self.pushed if node == self._node("Pusher", model)), None)
 
     def _store(self) -> MetadataStore:
         return MetadataStore(self._connection)

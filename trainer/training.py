@@ -318,9 +318,13 @@ class Progress(keras.callbacks.Callback):
         self.resumed = {}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves every `checkpoint_steps` steps; Keras calls once an execution, with the number of its last step."""
+        """Saves every `checkpoint_steps` steps; Keras calls once an execution, with the number of its last step.
+
+        After the last step of an epoch nothing is left to go on with: the end of the epoch saves.
+        """
         done = self.skipped + batch + 1
-        if done // self.config.checkpoint_steps > self.steps_done // self.config.checkpoint_steps:
+        due = done // self.config.checkpoint_steps > self.steps_done // self.config.checkpoint_steps
+        if due and batch + 1 < self.params["steps"]:
             sums = [variable.numpy().tolist() for variable in self._sums()]
             seconds = time.perf_counter() - self.started
             self.partial_json.assign(json.dumps({"steps": done, "seconds": seconds, "sums": sums}))

@@ -388,7 +388,13 @@ def load(name_or_path: str) -> Contract:
             f"no contract {name_or_path!r}{did_you_mean(name_or_path, known)}: "
             f"expected one of {', '.join(known)}, or the path of a .yaml file"
         )
-    return parse(path.read_text(encoding="utf-8"), where=str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ContractError(
+            f"{path}: expected UTF-8, {error.reason} at byte {error.start}: save it as UTF-8"
+        ) from error
+    return parse(text, where=str(path))
 
 
 def parse(text: str, where: str = "contract") -> Contract:
@@ -406,7 +412,7 @@ def parse(text: str, where: str = "contract") -> Contract:
         raise ContractError(
             f"{where}: expected a mapping with name, vocabularies and features, got {type(content).__name__}"
         )
-    _refuse_duplicate_keys(document, where)
+    refuse_duplicate_keys(document, where)
     try:
         return Contract.model_validate(content)
     except ValidationError as error:
@@ -465,11 +471,15 @@ def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
     return line
 
 
-def _refuse_duplicate_keys(node: yaml.Node, where: str) -> None:
-    """YAML lets a later key win in silence; a contract does not."""
+def refuse_duplicate_keys(node: yaml.Node, where: str) -> None:
+    """YAML lets a later key win in silence; contracts and configurations do not.
+
+    Raises:
+        ContractError: A key is given twice; the message names `where` and the line.
+    """
     if isinstance(node, yaml.SequenceNode):
         for child in node.value:
-            _refuse_duplicate_keys(child, where)
+            refuse_duplicate_keys(child, where)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, child in node.value:
@@ -477,7 +487,7 @@ def _refuse_duplicate_keys(node: yaml.Node, where: str) -> None:
                 line = key.start_mark.line + 1
                 raise ContractError(f"{where}, line {line}: the key {key.value!r} is given twice: remove one")
             seen.add(key.value)
-            _refuse_duplicate_keys(child, where)
+            refuse_duplicate_keys(child, where)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -53,7 +53,7 @@ def import_amazon(source: str | None, out: str, images: bool = False, now: int |
         ContractError: A file is missing or malformed.
     """
     folder = sources.folder(source, "Amazon reviews (*_5.json or *_5.json.gz)")
-    reviews = _reviews(sources.require(folder, "*_5.json", "*_5.json.gz", "reviews*.json", "reviews*.json.gz"))
+    reviews = _reviews(sources.only(folder, "*_5.json", "*_5.json.gz", "reviews*.json", "reviews*.json.gz"))
     ids = _distinct(reviews["video_id"])
     videos, unreadable, notes = _videos(folder, ids)
     rules = contract.load("amazon")
@@ -90,7 +90,8 @@ def _distinct(ids: pa.ChunkedArray) -> list[str]:
 
 def _videos(folder: str, ids: list[str]) -> tuple[pa.Table, pa.Table, list[str]]:
     """The table of videos, metadata lines that could not be read, and notes."""
-    path = sources.find(folder, "meta*.json", "meta*.json.gz")
+    meta = "meta*.json", "meta*.json.gz"
+    path = sources.only(folder, *meta) if sources.find(folder, *meta) else None
     if path is None:
         note = "no meta_*.json beside the reviews: videos have no title, categories, brand or price"
         return pa.table({"video_id": ids}), check.REJECTED.empty_table(), [note]

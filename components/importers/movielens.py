@@ -121,13 +121,16 @@ def _from_folder(found: str, out: str, wanted: set[str]) -> set[str]:
 def _from_zip(folder: str, out: str, wanted: set[str]) -> set[str]:
     path = sources.require(folder, "posters*.zip")
     copied = set()
-    with zipfile.ZipFile(io.BytesIO(sources.content(path))) as archive:
-        for entry in archive.namelist():
-            match = _POSTER.fullmatch(entry)  # only the bare name is used, so no entry leaves the folder
-            if match and match[1] in wanted:
-                copied.add(match[1])
-                with files.writing(_cover(out, match[1])) as copy:
-                    copy.write(archive.read(entry))
+    try:
+        with zipfile.ZipFile(io.BytesIO(sources.content(path))) as archive:
+            for entry in archive.namelist():
+                match = _POSTER.fullmatch(entry)  # only the bare name is used, so no entry leaves the folder
+                if match and match[1] in wanted:
+                    copied.add(match[1])
+                    with files.writing(_cover(out, match[1])) as copy:
+                        copy.write(archive.read(entry))
+    except zipfile.BadZipFile as error:
+        raise contract.ContractError(f"{path}: not a whole ZIP archive: {error}: download it again") from error
     return copied
 
 

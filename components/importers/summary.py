@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.world import check, tables
-from transform.contract import Contract
+from transform.contract import Contract, ContractError
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,17 @@ class ImportSummary:
 
 
 def write_world(out: str, checked: check.Checked, notes: list[str] | None = None) -> ImportSummary:
-    """Write the tables of a checked world and its `rejected.parquet`."""
+    """Write the tables of a checked world and its `rejected.parquet`.
+
+    Raises:
+        ContractError: The folder holds a table of an earlier import that this one does not make.
+    """
+    left = [table for table in tables.CANONICAL if table not in checked.tables and tables.is_there(out, table)]
+    if left:
+        raise ContractError(
+            f"{out}: expected no tables but those of this import, got {' and '.join(left)} of an earlier one, which "
+            "would count as its: remove the folder, or give another with --out"
+        )
     for table, data in checked.tables.items():
         tables.write_table(out, table, data)
     tables.write_table(out, "rejected", checked.rejected)

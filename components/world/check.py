@@ -262,7 +262,7 @@ def _mark_feature(faults: _Faults, feature: Feature, column: pa.ChunkedArray, wh
         _mark_vector(faults, feature, column, where)
     if feature.kind is not Kind.NUMBER:
         return
-    if feature.role in (Role.LABEL, Role.WEIGHT):
+    if feature.role in (Role.LABEL, Role.WEIGHT) and feature.default is None:
         faults.mark(_missing(column) | _bools(pc.is_nan(column)), f"{feature.column} is missing or NaN")
     faults.mark(_bools(pc.is_inf(column)), f"{feature.column} is infinite")
     if feature.minimum is not None:

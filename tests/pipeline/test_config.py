@@ -109,6 +109,9 @@ def test_gate_values_arrive(tmp_path):
         ("metric: auc", "metric: acu", "unknown metric 'acu': expected one of auc, logloss"),
         ("metric: auc", "metric: calibration", "calibration is best at 1"),
         ("at_least: 0.7, ", "", "a change threshold alone passes everything"),
+        ("at_least: 0.7, ", "at_most: 0.99, ", "a change threshold and no at_least"),
+        ("metric: auc", "metric: logloss", "a change threshold and no at_most"),
+        ("    gates:", "    gates: []\n    gates:", "the key 'gates' is given twice"),
         ("change: 0.01", "change: -1", "greater than or equal to 0, got -1"),
         ("[{metric: auc, at_least: 0.7, change: 0.01}]", "[]", "at least 1 item"),
         ("contract: microvideo", "", "contract: Field required"),
@@ -120,6 +123,12 @@ def test_bad_configuration_names_key_and_remedy(tmp_path, old, new, expected):
     with pytest.raises(ContractError, match=r"run\.yaml") as caught:
         load(tmp_path, GOOD.replace(old, new))
     assert expected in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(GOOD.replace("mine", "m\u00efne").encode("latin-1"))
+    with pytest.raises(ContractError, match=r"run.yaml: expected UTF-8, .* at byte \d+: save it as UTF-8"):
+        config.load(str(tmp_path / "run.yaml"))
 
 
 def test_unknown_name_lists_the_built_in_ones():

@@ -1,16 +1,23 @@
 """Gates of the configuration become TFMA thresholds, and recall at k is what it says."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow_model_analysis as tfma
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
 
 from pipeline import config as run_configs
 from pipeline.config import Gate, ModelConfig
 from pipeline.evaluation import eval_config
 from pipeline.recall_at_k import recall_at_k
 from transform import contract as contracts
+from transform.contract import Feature
+
+PLAIN = contracts.load("microvideo")
+WEIGHT = Feature(name="importance", role="weight", source="interactions.importance", kind="number")
+WEIGHTED = PLAIN.model_copy(update={"features": (*PLAIN.features, WEIGHT)})
 
 
 def metric(config: tfma.EvalConfig, name: str) -> tfma.MetricConfig:
@@ -42,6 +49,42 @@ def test_ceiling_and_change_of_a_falling_metric():
     assert threshold.change_threshold.absolute.value == pytest.approx(0.02)
 
 
+def test_a_contract_with_weights_weighs_what_is_measured_over_rows():
+    config = eval_config(WEIGHTED, ModelConfig(gates=(Gate(metric="auc", at_least=0.5),)))
+    assert config.model_specs[0].example_weight_key == "importance"
+    plain = {
+        metric.class_name: spec.example_weights.unweighted for spec in config.metrics_specs for metric in spec.metrics
+    }
+    assert plain == {
+        "ExampleCount": True,  # of rows
+        **dict.fromkeys(("AUC", "BinaryCrossEntropy", "Calibration", "CalibrationPlot"), False),
+        **dict.fromkeys(("NDCG", "RecallAtK"), True),
+    }
+    assert not configured(Gate(metric="auc", at_least=0.5)).model_specs[0].example_weight_key
+
+
+def test_weights_count_as_they_do_in_training():
+    """By TFMA itself, on rows whose weights differ within users; scikit-learn says what is expected."""
+    config = eval_config(WEIGHTED, ModelConfig(gates=(Gate(metric="auc", at_least=0.5),)))
+    config = tfma.EvalConfig(model_specs=config.model_specs, slicing_specs=[{}], metrics_specs=config.metrics_specs)
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {
+            "user_id": np.repeat([f"u{n}" for n in range(8)], 10),
+            "clicked": rng.integers(0, 2, 80).astype(np.float32),
+            "score": rng.uniform(0.1, 0.9, 80).astype(np.float32),
+            "importance": rng.uniform(0.5, 9, 80).astype(np.float32),
+        }
+    )
+    ((_, found),) = tfma.analyze_raw_data(rows, config).slicing_metrics
+    measured = {name: value["doubleValue"] for name, value in found[""][""].items() if "doubleValue" in value}
+    label, score, weight = (rows[name] for name in ("clicked", "score", "importance"))
+    assert measured["example_count"] == 80
+    assert measured["auc"] == pytest.approx(roc_auc_score(label, score, sample_weight=weight), abs=1e-3)
+    assert measured["logloss"] == pytest.approx(log_loss(label, score, sample_weight=weight), abs=1e-5)
+    assert measured["calibration"] == pytest.approx((score * weight).sum() / (label * weight).sum(), abs=1e-5)
+
+
 def test_a_gate_on_slices_gates_every_value_of_the_feature():
     config = configured(Gate(metric="auc", at_least=0.6, slices=("user_novelty", "primary_category")))
     keys = [list(t.slicing_specs[0].feature_keys) for t in metric(config, "auc").per_slice_thresholds]
@@ -67,7 +110,7 @@ def test_label_and_user_key_come_from_the_contract():
     config = configured(Gate(metric="ndcg", at_least=0.5))
     assert config.model_specs[0].label_key == "clicked"
     assert config.model_specs[0].signature_name == "serving_default"
-    assert config.metrics_specs[1].query_key == "user_id"
+    assert config.metrics_specs[-1].query_key == "user_id"
     assert '"gain_key": "clicked"' in metric(config, "ndcg").config
 
 

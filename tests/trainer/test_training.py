@@ -117,7 +117,7 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests/trainer"]
 import test_training
 from trainer.training import Progress
-report, save = Progress._report, Progress.on_train_batch_end
+report, save, validate = Progress._report, Progress.on_train_batch_end, Progress.on_epoch_end
 def hang_after_epoch(self, entry):
     report(self, entry)
     if entry["epoch"] == 2 and sys.argv[3] == "epoch":
@@ -128,8 +128,14 @@ def hang_after_step(self, batch, logs=None):
     if self.epoch == 1 and self.steps_done == 10 and sys.argv[3] == "step":
         print("killable", flush=True)
         time.sleep(600)
+def hang_before_validation(self, epoch, logs):
+    if epoch == 1 and sys.argv[3] == "validation":
+        print("killable", flush=True)
+        time.sleep(600)
+    validate(self, epoch, logs)
 Progress._report, Progress.on_train_batch_end = hang_after_epoch, hang_after_step
-test_training.train(Path(sys.argv[2]), test_training.DROPOUT, epochs=3, checkpoint_steps=5)
+Progress.on_epoch_end = hang_before_validation
+test_training.train(Path(sys.argv[2]), test_training.DROPOUT, epochs=3, checkpoint_steps=int(sys.argv[4]))
 """
 
 
@@ -138,21 +144,22 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[keras.Model
     return train(tmp_path_factory.mktemp("whole"), DROPOUT, epochs=3, checkpoint_steps=5)
 
 
-@pytest.mark.parametrize(("moment", "epochs_before"), [("epoch", 2), ("step", 1)])
+@pytest.mark.parametrize(("moment", "every", "epochs_before"), [("epoch", 5, 2), ("step", 5, 1), ("validation", 4, 1)])
 def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
-    tmp_path: Path, uninterrupted: tuple[keras.Model, list[dict[str, Any]]], moment: str, epochs_before: int
+    tmp_path: Path, uninterrupted: tuple[keras.Model, list[dict[str, Any]]], moment: str, every: int, epochs_before: int
 ):
-    """With dropout; killed after an epoch, or within the second one at the 10th of its 12 steps."""
+    """With dropout; killed after an epoch, within the second one at the 10th of its 12 steps, or after the 12th, which
+    `checkpoint_steps` divides, before validation."""
     whole, history = uninterrupted
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path), moment], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path), moment, str(every)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "killable\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = json.loads((tmp_path / "run" / "history.json").read_text())
-    resumed, after = train(tmp_path, DROPOUT, epochs=3, checkpoint_steps=5)
+    resumed, after = train(tmp_path, DROPOUT, epochs=3, checkpoint_steps=every)
     assert len(before) == epochs_before
     assert after[:epochs_before] == before  # their seconds too: these epochs were not run again
     for name in ("loss", "auc", "val_loss", "val_auc"):

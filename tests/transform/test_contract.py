@@ -321,3 +321,9 @@ def test_every_valid_contract_survives_yaml_and_json(extra: list[dict[str, Any]]
     assert contract == Contract.model_validate(content)
     assert Contract.from_json(contract.to_json()) == contract
     assert [f.name for f in contract.features] == [entry["name"] for entry in content["features"]]
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes("name: m\u00efne".encode("latin-1"))
+    with pytest.raises(ContractError, match=r"mine.yaml: expected UTF-8, .* at byte 7: save it as UTF-8"):
+        load(str(tmp_path / "mine.yaml"))

@@ -158,3 +158,18 @@ def test_a_malformed_review_file_is_named(folder, tmp_path, content, message):
     (folder / "reviews_Toys_5.json.gz").write_bytes(content)
     with pytest.raises(ContractError, match=message):
         import_amazon(str(folder), str(tmp_path / "w"), now=NOW)
+
+
+def test_several_review_files_are_refused_by_name(folder, tmp_path):
+    (folder / "Baby_5.json").write_text(json.dumps(REVIEWS[0]))
+    with pytest.raises(ContractError, match=r"expected one file .* got .*Baby_5.json and reviews_Toys_5.json.gz"):
+        import_amazon(str(folder), str(tmp_path / "w"), now=NOW)
+
+
+def test_tables_of_an_earlier_import_are_not_taken_for_this_ones(folder, tmp_path):
+    world = tmp_path / "w"
+    world.mkdir()
+    (world / "frame_feedback.csv").write_text("user_id,video_id,frame,at,positive\n")
+    with pytest.raises(ContractError, match=r"got frame_feedback of an earlier one.*--out"):
+        import_amazon(str(folder), str(world), now=NOW)
+    assert not (world / "users.parquet").exists()

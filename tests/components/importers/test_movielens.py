@@ -34,6 +34,15 @@ def column(world: Path, table: str, name: str) -> list:
     return read_table(str(world), table, [name])[name].to_pylist()
 
 
+def test_a_zip_of_posters_that_was_cut_off_is_named(folder, tmp_path):
+    with zipfile.ZipFile(folder / "posters_w150.zip", "w") as archive:
+        archive.writestr("posters/2.jpg", b"two" * 1000)
+    whole = (folder / "posters_w150.zip").read_bytes()
+    (folder / "posters_w150.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ContractError, match=r"posters_w150.zip: not a whole ZIP archive: .*: download it again"):
+        import_movielens(str(folder), str(tmp_path / "w"), posters=True, now=NOW)
+
+
 def test_the_1m_layout_is_read(folder, tmp_path):
     summary = import_movielens(str(folder), str(tmp_path / "w"), now=NOW)
     assert summary.rows == {"users": 2, "videos": 4, "interactions": 2}

@@ -56,6 +56,19 @@ def test_counters_and_rates_by_hand(run_steps):
     assert (last["user_events"], last["user_rate"]) == (1, pytest.approx(1 / 3))  # (0 + 1) / (1 + 2)
 
 
+def test_a_hash_split_lets_no_label_of_valid_or_test_into_any_row(run_steps):
+    """Whatever becomes of the labels that were drawn for valid and test, no feature of any row changes."""
+    events = [("ann", "abcd"[at % 4], at, 5.0 if at % 3 else 1.0) for at in range(1, 41)]
+    splits = Splits("hash", 0.5, 0.25, 0.25)
+    rows = run_steps(events, splits=splits)
+    drawn = {row["at"] for row in rows if row["split"] != "train"}
+    assert 10 < len(drawn) < 30
+    turned = [(u, v, at, 6.0 - label if at in drawn else label) for u, v, at, label in events]
+    past = ("history", "user_events", "user_rate", "video_events", "video_rate")
+    for row, other in zip(rows, run_steps(turned, splits=splits), strict=True):
+        assert [row[name] for name in past] == [other[name] for name in past]
+
+
 def test_age_is_in_hours_and_never_negative(run_steps):
     rows = run_steps([("ann", "a", 5400, 5.0), ("ann", "b", 5400, 5.0), ("ann", "c", 5400, 5.0)])
     assert [row["age"] for row in rows] == [1.5, 0.0, None]  # published at 0, 7200 and nobody knows when

@@ -130,6 +130,16 @@ def test_a_faulty_video_goes_and_takes_its_interactions_along(columns, reason):
     assert checked.counts == {f"videos: {reason}": 1, "interactions: unknown video_id": 1}  # v2 occurs once
 
 
+@pytest.mark.parametrize(("default", "counts"), [(1.0, {}), (None, {"interactions: importance is missing or NaN": 1})])
+def test_a_missing_weight_is_a_fault_unless_it_has_a_default(default, counts):
+    weight = contract.Feature(
+        name="importance", role="weight", source="interactions.importance", kind="number", default=default
+    )
+    rules = RULES.model_copy(update={"features": (*RULES.features, weight)})
+    checked = check_tables(users(), videos(), interactions(importance=pa.array([2.0, None, 3.0])), rules, NOW)
+    assert checked.counts == counts
+
+
 def test_a_missing_vector_is_no_fault():
     assert check(videos=videos(look=[[1.0, 2.0], None])).counts == {}
     assert check(videos=videos(look=[[], [1.0, 2.0]])).counts == {}
