@@ -59,6 +59,12 @@ class Results:
         rows = self.of(protocol, side, model)
         return float(np.mean([row[value] for row in rows])) if rows else None
 
+    def gap(self, protocol: str, one: tuple[str, str], other: tuple[str, str]) -> tuple[float, int] | None:
+        """By how much the AUC of one (side, model) is above another's over the seeds of both, and how many those are."""
+        first, second = ({row["seed"]: row["auc"] for row in self.of(protocol, *key)} for key in (one, other))
+        seeds = first.keys() & second.keys()
+        return (float(np.mean([first[s] - second[s] for s in seeds])), len(seeds)) if seeds else None
+
 
 def write(results: Results, path: Path) -> None:
     """Write the table."""
@@ -111,10 +117,9 @@ def _bars(results: Results) -> list[str]:
         if protocol == "T":
             continue  # the two sides do not read the same fields
         for name in COMPARED:
-            ours, peer = (results.mean(protocol, side, name) for side in ("ours", "peer"))
-            if ours and peer:
-                text = f"{protocol}: {name} at most 0.004 AUC below the peer's: {ours - peer:+.4f}"
-                lines.append(_bar(ours - peer >= -0.004, text))
+            if found := results.gap(protocol, ("ours", name), ("peer", name)):
+                text = f"{protocol}: {name} at most 0.004 AUC below the peer's: {_by(found)}"
+                lines.append(_bar(found[0] >= -0.004, text))
     for protocol in "BAT":
         lines += _full(results, protocol)
         lines += _above_all(results, protocol, "mhsa_crossing_history", ())
@@ -127,25 +132,27 @@ def _bars(results: Results) -> list[str]:
 
 
 def _full(results: Results, protocol: str) -> list[str]:
-    full = results.mean(protocol, "ours", "mhsa_crossing")
     lines = _above_all(results, protocol, "mhsa_crossing", MORE_FIELDS)
     for name in ABLATIONS:
-        less = results.mean(protocol, "ours", name)
-        if full is not None and less is not None:
-            lines.append(_bar(full > less, f"{protocol}: the full form beats {name}: {full - less:+.4f} AUC"))
+        if found := results.gap(protocol, ("ours", "mhsa_crossing"), ("ours", name)):
+            lines.append(_bar(found[0] > 0, f"{protocol}: the full form beats {name}: {_by(found)}"))
     return lines
 
 
 def _above_all(results: Results, protocol: str, name: str, besides: tuple[str, ...]) -> list[str]:
     """Whether a model of ours is above every peer and baseline but those of `besides`."""
-    mean = results.mean(protocol, "ours", name)
     left_out = ("mhsa_crossing", "mhsa_crossing_history", *ABLATIONS, *besides)
     known = {(side, model) for p, side, model, _ in results.rows if p == protocol and model not in left_out}
-    if mean is None or not known:
+    gaps = {key: found for key in known if (found := results.gap(protocol, ("ours", name), key))}
+    if not gaps:
         return []
-    top, side, best = max((results.mean(protocol, *key) or 0.0, *key) for key in known)
-    others = f"all others; the best of them is {side} {best} with {top:.4f}"
-    return [_bar(mean > top, f"{protocol}: {name} with {mean:.4f} above {others}")]
+    side, best = min(gaps, key=lambda key: gaps[key])
+    found = gaps[side, best]
+    return [_bar(found[0] > 0, f"{protocol}: {name} above all others; the nearest is {side} {best}: {_by(found)}")]
+
+
+def _by(found: tuple[float, int]) -> str:
+    return f"{found[0]:+.4f} over {found[1]} seed{'' if found[1] == 1 else 's'} of both"
 
 
 def _bar(holds: bool, text: str) -> str:
