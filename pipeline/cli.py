@@ -169,7 +169,7 @@ def check(
 
 @app.command()
 def run(
-    config: Annotated[str, typer.Option("--config", help="Built-in name (demo, movielens), or a .yaml file.")],
+    config: Annotated[str, typer.Option("--config", help="Built-in name (clips, demo, movielens), or a .yaml file.")],
     world: World = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Only this model; may be repeated.")] = None,
     runs: Runs = Path("runs"),
@@ -315,7 +315,7 @@ def _run(config: RunConfig, world: str, folder: Path) -> Path:
     from pipeline import screen
     from pipeline.runs import load_run
 
-    for table in ("users", "videos", "interactions"):
+    for table in config.tables:
         table_files(world, table)  # refused now if it is not there, for loading TensorFlow takes a while
     # TensorFlow uses oneDNN by itself only on processors with VNNI; on others it trains a 3D-CNN six times as fast.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

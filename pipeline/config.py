@@ -145,6 +145,12 @@ class RunConfig(_Strict):
     beam_args: tuple[str, ...] = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
     kubeflow: KubeflowSettings = KubeflowSettings()
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables of a world that this run cannot do without."""
+        impressions = self.feed is not None or any(MODELS[name].examples == "impressions" for name in self.models)
+        return ("users", "videos", "interactions") if impressions else ("videos",)
+
     @field_validator("models")
     @classmethod
     def _known_models(cls, models: dict[str, ModelConfig]) -> dict[str, ModelConfig]:

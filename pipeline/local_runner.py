@@ -114,7 +114,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
     last = _last_run(folder, config.name)
     at = training_pipeline.Locations(
         world=str(Path(world).resolve()) if "://" not in world else world,
-        fingerprint=f"{tables.fingerprint(world)}-{code_fingerprint()}",
+        fingerprint=f"{tables.fingerprint(world, config.tables)}-{code_fingerprint()}",
         root=str(folder),
         models=str(folder / "models"),
         clips_fingerprint=f"{media.fingerprint(world)}-{code_fingerprint()}" if config.clips else "",

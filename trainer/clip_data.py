@@ -17,6 +17,7 @@ from functools import reduce
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
+from pydantic import Field
 
 from trainer.data import kept, records, shuffled
 from trainer.settings import Settings
@@ -43,10 +44,10 @@ class Augmentation(Settings):
         hide_title: Share of titles that are hidden, so that clips whose title says nothing are understood as well.
     """
 
-    crop: float = 0.1
+    crop: float = Field(default=0.1, ge=0, lt=1)
     flip: bool = True
-    shift: int = 2
-    hide_title: float = 0.0
+    shift: int = Field(default=2, ge=0)
+    hide_title: float = Field(default=0.0, ge=0, le=1)
 
 
 @dataclass(frozen=True)

@@ -290,6 +290,8 @@ def run_fn(fn_args: Any) -> None:
     train = read(fn_args.train_files, settings, transform_output, inputs, training.augmentation)
     valid = read(fn_args.eval_files, settings, transform_output, inputs)
     rows = sizes(transform_output)
+    if len(set(train.labels.tolist())) < 2:
+        raise ContractError("expected clips of two primary categories or more to learn from, got only one: add others")
     weights = train.class_weights(rows[PRIMARY_CATEGORY]) if training.class_weights == "balanced" else None
     goal = objective(lambda inputs, outputs, labels: losses(config, inputs, outputs, labels, weights)["loss"])
     checkpoint_dir = resumable_folder(fn_args, train, valid)

@@ -56,8 +56,10 @@ class ClipSettings(BaseModel):
 
     @property
     def shape(self) -> str:
-        """What a model must be made for to read clips of these settings."""
-        return self.model_dump_json(include={"frames", "size", "flow", "sound_steps", "mels"})
+        """What a model must be made for to read clips of these settings: arrays of that form and that meaning."""
+        return self.model_dump_json(
+            include={"frames", "size", "flow", "sampling", "sampling_fps", "sound_rate", "sound_steps", "mels"}
+        )
 
     def to_json(self) -> str:
         """The settings as JSON, for `from_json`: how they travel to components."""

@@ -60,7 +60,7 @@ class Results:
         return float(np.mean([row[value] for row in rows])) if rows else None
 
     def gap(self, protocol: str, one: tuple[str, str], other: tuple[str, str]) -> tuple[float, int] | None:
-        """By how much the AUC of one (side, model) is above another's over the seeds of both, and how many those are."""
+        """How far the AUC of one (side, model) is above another, over the seeds of both, and how many those are."""
         first, second = ({row["seed"]: row["auc"] for row in self.of(protocol, *key)} for key in (one, other))
         seeds = first.keys() & second.keys()
         return (float(np.mean([first[s] - second[s] for s in seeds])), len(seeds)) if seeds else None

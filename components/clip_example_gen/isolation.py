@@ -98,9 +98,13 @@ class Decoder:
                 env={**os.environ, "PYTHONPATH": path},
             )
         self._connection.send(self._settings)
-        if not self._connection.poll(_START_SECONDS):
-            raise RuntimeError(f"the decoder did not start within {_START_SECONDS:g} s, exit code {self.close()}")
-        self._connection.recv()
+        try:
+            if self._connection.poll(_START_SECONDS):
+                self._connection.recv()
+                return
+        except EOFError:
+            raise RuntimeError(f"the decoder ended as it started, exit code {self.close()}") from None
+        raise RuntimeError(f"the decoder did not start within {_START_SECONDS:g} s, exit code {self.close()}")
 
 
 def serve(connection: Connection) -> None:

@@ -51,7 +51,8 @@ def windows(container: Any, settings: ClipSettings, start: float, segments: Sequ
     for position, samples in _samples(container, rate, start, offset):
         found = True
         low, high = max(position, 0), min(position + len(samples), len(heard))
-        heard[low:high] = samples[low - position : high - position] if low < high else 0
+        if low < high:
+            heard[low:high] = samples[low - position : high - position]
         if position > len(heard):
             break
     if not found:
@@ -62,21 +63,27 @@ def windows(container: Any, settings: ClipSettings, start: float, segments: Sequ
 def _samples(container: Any, rate: int, start: float, offset: int) -> Iterator[tuple[int, Samples]]:
     """Pieces of the first audio stream, resampled, each with its position after `offset` (both in samples)."""
     stream = container.streams.audio[0]
+    if stream.codec_context is None:  # FFmpeg knows the format and has no decoder for it
+        return
     if offset > rate:
         container.seek(round((start + offset / rate - 1) * av.time_base))
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
+    resampler, form = None, None
     position = 0
     for packet in container.demux(stream):
         try:
             decoded = stream.codec_context.decode(packet)
         except av.InvalidDataError:
             continue
-        for frame in [piece for whole in decoded for piece in resampler.resample(whole)]:
-            if frame.time is not None:
-                position = round((frame.time - start) * rate) - offset
-            samples = frame.to_ndarray()[0]
-            yield position, samples
-            position += len(samples)
+        for whole in decoded:
+            if resampler is None or form != (whole.format.name, whole.layout.name, whole.rate):  # it may change midway
+                resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
+                form = whole.format.name, whole.layout.name, whole.rate
+            for frame in resampler.resample(whole):
+                if frame.time is not None:
+                    position = round((frame.time - start) * rate) - offset
+                samples = frame.to_ndarray()[0]
+                yield position, samples
+                position += len(samples)
 
 
 class LogMel:

@@ -194,8 +194,7 @@ class Video:
         frames = self._stream.frames or self.rate * self.seconds
         if not width * height:
             raise FaultError("no frame size", "the header has none, or the decoder refuses it as too large")
-        if width * height > limits.max_pixels:
-            raise FaultError("frame too large", f"{width} x {height} above {limits.max_pixels} pixels")
+        self._refuse_size(width, height)
         if not self.rate <= MAX_FPS:
             raise FaultError("implausible frame rate", f"{self.rate:g} frames a second")
         if self.seconds > limits.max_seconds:
@@ -204,6 +203,10 @@ class Video:
             raise FaultError("too many frames", f"{frames:.0f} above {limits.max_frames}")
         if frames > _SLACK * self.rate * self.seconds + 5:
             raise FaultError("truncated", f"{frames} frames by the header, room for {self.rate * self.seconds:.0f}")
+
+    def _refuse_size(self, width: int, height: int) -> None:
+        if width * height > self.settings.max_pixels:
+            raise FaultError("frame too large", f"{width} x {height} above {self.settings.max_pixels} pixels")
 
     def _length(self) -> float:
         """Seconds by the container, or by its packets where it does not know."""
@@ -253,4 +256,5 @@ class Video:
             self.decoded += 1
             if self.decoded > self.settings.max_frames:
                 raise FaultError("too many frames", f"above {self.settings.max_frames} decoded")
+            self._refuse_size(frame.width, frame.height)  # it may change midway
             yield (self.decoded - 1) / self.rate if frame.pts is None else self._time(frame.pts), frame

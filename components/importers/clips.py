@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from components.clip_example_gen.video import FaultError, Video
+from components.clip_example_gen.video import Video
 from components.importers import sources
 from components.importers.summary import ImportSummary
 from components.world import check, files, tables
@@ -81,7 +81,7 @@ def _seconds(path: str) -> float | None:
     try:
         with Video(path, ClipSettings()) as video:
             return video.seconds
-    except FaultError:
+    except Exception:  # of a hostile file PyAV raises whatever it likes
         return None
 
 

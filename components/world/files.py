@@ -92,15 +92,21 @@ def size(path: str) -> int:
 
 
 def sketch(path: str) -> str:
-    """What a large file is known by: its size and both ends; `identity` where it is remote, "" where there is none."""
+    """What a large file is known by: its size and both ends; `identity` where it is remote, "" where there is none.
+
+    A file that may not be read is known by that: who needs what is in it says so.
+    """
     if not is_file(path):
         return ""
     if is_remote(path):
         return identity(path)
-    with open(path, "rb") as file:
-        ends = file.read(_END)
-        file.seek(max(0, size(path) - _END))
-        return f"{size(path)}-{hashlib.sha256(ends + file.read()).hexdigest()}"
+    try:
+        with open(path, "rb") as file:
+            ends = file.read(_END)
+            file.seek(max(0, size(path) - _END))
+            return f"{size(path)}-{hashlib.sha256(ends + file.read()).hexdigest()}"
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
 
 
 def identity(path: str) -> str:
@@ -151,5 +157,6 @@ class _Remote(io.RawIOBase):
 
 def _gfile() -> Any:
     import tensorflow as tf
+    import tensorflow_io  # noqa: F401  # brings the file systems that TensorFlow itself has not, s3:// among them
 
     return tf.io.gfile

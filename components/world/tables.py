@@ -153,14 +153,14 @@ def write_table(world: str, table: str, data: pa.Table) -> None:
         pq.write_table(data, file, row_group_size=ROW_GROUP)
 
 
-def fingerprint(world: str) -> str:
+def fingerprint(world: str, needed: Sequence[str] = ("users", "videos", "interactions")) -> str:
     """What the content of a world's tables is known by, so that unchanged worlds hit the cache.
 
     Local files are known by their bytes, remote ones by size and time of change.
     """
     digest = hashlib.sha256()
     more = [table for table in ("frame_feedback",) if is_there(world, table)]
-    for table in ("users", "videos", "interactions", *more):
+    for table in (*needed, *more):
         for path in table_files(world, table):
             digest.update(f"{table} {files.identity(path)}\n".encode())
     return digest.hexdigest()[:32]

@@ -129,7 +129,9 @@ def test_check_names_what_is_missing(refused, world):
 @pytest.mark.parametrize("command", [("run",), ("compile", "--out", "spec.json")])
 def test_an_unknown_configuration_is_told_the_known_ones(refused, command):
     error = refused(*command, "--config", "demoo", "--world", "world")
-    assert error.startswith("no configuration 'demoo': expected one of demo, movielens, or the path of a .yaml file")
+    assert error.startswith(
+        "no configuration 'demoo': expected one of clips, demo, movielens, or the path of a .yaml file"
+    )
 
 
 def test_an_unknown_key_of_a_configuration_is_named_with_the_closest(refused):

@@ -132,5 +132,5 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path):
 
 
 def test_unknown_name_lists_the_built_in_ones():
-    with pytest.raises(ContractError, match="expected one of demo, movielens"):
+    with pytest.raises(ContractError, match="expected one of clips, demo, movielens"):
         config.load("movieless")

@@ -296,3 +296,9 @@ def test_embed_gives_vectors_by_video_with_zeros_for_what_is_missing(answers: di
 def test_unknown_training_keys_are_refused():
     with pytest.raises(ContractError, match=r"training.augmentation.crops: unknown key \(did you mean 'crop'\?\)"):
         ClipTrainingConfig.of({"augmentation": {"crops": 1}}, "training")
+
+
+@pytest.mark.parametrize("given", [{"crop": 1.0}, {"crop": -0.1}, {"shift": -1}, {"hide_title": 2}])
+def test_augmentation_that_makes_no_sense_is_refused(given):
+    with pytest.raises(ContractError, match=f"augmentation.{next(iter(given))}"):
+        ClipTrainingConfig.of({"augmentation": given}, "training")

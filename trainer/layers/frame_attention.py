@@ -38,6 +38,11 @@ class FrameAttention(keras.layers.Layer):
 
 
 def spread_over_frames(steps: tf.Tensor, frames: int) -> tf.Tensor:
-    """Time steps to the frames they stand for, [B, T', ...] to [B, T, ...]: frame t gets step floor(t T' / T)."""
-    count = steps.shape[1]
-    return tf.gather(steps, [frame * count // frames for frame in range(frames)], axis=1)
+    """Time steps to the frames they stand for, [B, T', ...] to [B, T, ...].
+
+    Networks halve time by pooling, some times, and the last step may stand for fewer frames: T' = ceil(T / 2^n).
+    """
+    count, stride = steps.shape[1], 1
+    while -(-frames // stride) > count:
+        stride *= 2
+    return tf.gather(steps, [min(frame // stride, count - 1) for frame in range(frames)], axis=1)

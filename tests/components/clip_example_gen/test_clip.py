@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -214,6 +216,18 @@ def test_a_broken_file_is_refused_for_its_reason(media, name, reason):
     with pytest.raises(FaultError) as error:
         read_clip(broken(media, name), SMALL.model_copy(update={"max_pixels": 1_000_000}))
     assert error.value.reason == reason
+
+
+def test_pictures_that_grow_midway_are_refused_where_they_do(media):
+    """Whatever the header says, and whatever FFmpeg made of its limit: by the pictures themselves."""
+    limits = SMALL.model_copy(update={"max_pixels": 64 * 48})
+    with Video(media.write("a.mp4", media.plain([0] * 20)), limits) as video:
+        pictures = [av.VideoFrame(64, 48, "rgb24"), av.VideoFrame(64, 50, "rgb24")]
+        video._stream = SimpleNamespace(codec_context=SimpleNamespace(decode=lambda _: pictures), average_rate=10)
+        decoded = video._decode(None)
+        assert next(decoded)[1] is pictures[0]
+        with pytest.raises(FaultError, match="64 x 50 above 3072 pixels"):
+            next(decoded)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,30 @@ def videos(groups: list[str | None], published: list[int] | None = None) -> pa.T
     return pa.table({**columns, **({"published_at": published} if published else {})})
 
 
+def test_a_video_without_an_id_is_one_clear_error(tmp_path):
+    media_paths = ["a.mp4", "b.mp4", "c.mp4"]
+    tables.write_table(str(tmp_path), "videos", pa.table({"video_id": ["a", None, ""], "media_path": media_paths}))
+    with pytest.raises(ContractError, match=r"expected a video_id in every row, got 2 without: `shortlist check`"):
+        run(str(tmp_path), str(tmp_path / "examples"))
+
+
+def test_media_that_may_not_be_read_have_a_fingerprint_all_the_same(media, monkeypatch):
+    path = media.write("locked.mp4", media.plain([0] * 4))
+
+    def locked(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "open", locked, raising=False)
+    assert files.sketch(path) == "unreadable: Permission denied"
+
+
+def test_clips_of_another_sampling_or_sound_are_of_another_shape():
+    plain = ClipSettings(frames=8, size=32)
+    for other in ({"sound_rate": 48_000}, {"sampling": "consecutive"}, {"frames": 16}):
+        assert plain.model_copy(update=other).shape != plain.shape
+    assert plain.model_copy(update={"key_frames": 3, "jpeg_quality": 50}).shape == plain.shape
+
+
 def test_a_split_by_hash_depends_on_the_group_alone():
     division = Splits.from_json(BY_GROUP)
     names = [f"g{i}" for i in range(400)]

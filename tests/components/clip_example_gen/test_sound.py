@@ -1,3 +1,6 @@
+from fractions import Fraction
+from types import SimpleNamespace
+
 import av
 import numpy as np
 import pytest
@@ -74,3 +77,42 @@ def test_a_higher_tone_lights_a_higher_band(media):
         path = media.write(f"{hertz}.mp4", media.plain([0] * 20), tone=media.sine(hertz, 2.0))
         bands.append(int(decibels(windows(path))[1].mean(0).argmax()))
     assert bands == sorted(set(bands))
+
+
+def test_sound_whose_clock_steps_back_keeps_what_was_heard(monkeypatch, media):
+    """As in transport streams that were joined: a piece from before the window is no reason to forget the window."""
+    path = media.write("a.mp4", media.plain([0] * 20), tone=media.sine(440, 2.0))
+    before = windows(path)
+    pieces = sound._samples
+
+    def stepping_back(*arguments):
+        yield from pieces(*arguments)
+        yield -5_000, np.zeros(100, np.int16)
+
+    monkeypatch.setattr(sound, "_samples", stepping_back)
+    np.testing.assert_array_equal(windows(path), before)
+
+
+def test_sound_without_a_decoder_is_no_sound(monkeypatch, media):
+    path = media.write("a.mp4", media.plain([0] * 20), tone=media.sine(440, 2.0))
+    with av.open(path) as container:
+        stream = SimpleNamespace(codec_context=None)
+        mute = SimpleNamespace(streams=SimpleNamespace(audio=[stream]), demux=container.demux)
+        assert sound.windows(mute, SMALL, 0.0, [0.0, 0.5, 1.0, 1.5, 2.0]) is None
+
+
+def test_sound_may_change_its_rate_midway(monkeypatch, media):
+    """One half at 16 kHz, the other at 48 kHz, as in broadcasts: both are heard, as one tone."""
+    tone = media.sine(440, 2.0)
+    frames = []
+    for number, rate in ((0, 16_000), (1, 48_000)):
+        half = np.repeat(tone[number * 16_000 : (number + 1) * 16_000], rate // 16_000)
+        frame = av.AudioFrame.from_ndarray((half[np.newaxis] * 32_767).astype(np.int16), "s16", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, number * rate, Fraction(1, rate)
+        frames.append(frame)
+    context = SimpleNamespace(decode=lambda packet: [packet])
+    stream = SimpleNamespace(codec_context=context)
+    file = SimpleNamespace(streams=SimpleNamespace(audio=[stream]), demux=lambda _: frames)
+    heard = sound.windows(file, SMALL, 0.0, [0.0, 0.5, 1.0, 1.5, 2.0])
+    loud = np.abs(heard.astype(float)).mean((1, 2))
+    np.testing.assert_allclose(loud, loud[0], rtol=0.1)

@@ -89,3 +89,12 @@ def test_real_clips_are_read(shared_data, tmp_path):
     videos = tables.read_table(summary.world, "videos")
     assert set(videos["primary_category"].to_pylist()) == {"fight", "noFight"}
     assert videos["duration_seconds"].null_count == 0
+
+
+def test_a_file_at_which_pyav_raises_anything_has_no_duration(monkeypatch, source, tmp_path):
+    def hostile(self):
+        raise TypeError("float() argument must be a string or a real number, not 'NoneType'")
+
+    monkeypatch.setattr(clips.Video, "__enter__", hostile)
+    summary = clips.import_clips(str(source), str(tmp_path / "world"))
+    assert set(tables.read_table(summary.world, "videos")["duration_seconds"].to_pylist()) == {None}

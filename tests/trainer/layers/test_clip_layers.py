@@ -106,8 +106,10 @@ def test_the_order_of_local_features_changes_nothing_but_the_order_of_weights(se
 def test_time_steps_are_spread_over_the_frames_they_stand_for():
     steps = tf.constant([[0.5, 0.2, 0.3]])
     np.testing.assert_array_equal(spread_over_frames(steps, 3), steps)
-    got = spread_over_frames(steps, 7)  # floor(3 t / 7) for t = 0..6: 0 0 0 1 1 2 2
-    np.testing.assert_allclose(got, [[0.5, 0.5, 0.5, 0.2, 0.2, 0.3, 0.3]])
+    np.testing.assert_allclose(spread_over_frames(steps, 6), [[0.5, 0.5, 0.2, 0.2, 0.3, 0.3]])
+    np.testing.assert_allclose(spread_over_frames(steps, 5), [[0.5, 0.5, 0.2, 0.2, 0.3]])  # the last pool had one frame
+    # Five frames pooled twice: pairs (0 1) (2 3) (4), then ((0 1) (2 3)) ((4)).
+    np.testing.assert_allclose(spread_over_frames(steps[:, :2], 5), [[0.5, 0.5, 0.5, 0.5, 0.2]])
 
 
 def test_the_similarity_loss_is_half_the_mean_squared_distance_of_clips_with_both():
