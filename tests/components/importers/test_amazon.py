@@ -153,6 +153,7 @@ def test_row_faults_are_quarantined(folder, tmp_path):
         (b'{"reviewerID": "A1"}', r"not a complete gzip file"),
         (gzip.compress(b"x" * 999)[:-9], r"not a complete gzip file"),
     ],
+    ids=["not JSON", "another type", "no time", "not packed", "cut off"],  # packed bytes hold the time of packing
 )
 def test_a_malformed_review_file_is_named(folder, tmp_path, content, message):
     (folder / "reviews_Toys_5.json.gz").write_bytes(content)
