@@ -37,6 +37,11 @@ class ClipTrainingConfig(TrainingConfig):
     augmentation: Augmentation | None = Augmentation()
     class_weights: Literal["none", "balanced"] = "none"
 
+    @property
+    def validation_batch_size(self) -> int:
+        """As in training: what a clip's first layer answers is most of what it needs, gradients or not."""
+        return self.batch_size
+
 
 def objective(loss: Callable[[Any, Any, Any], tf.Tensor]) -> Objective:
     """The primary category; the best epoch has the highest share of right answers.

@@ -60,6 +60,11 @@ class TrainingConfig(Settings):
         """`memory_gigabytes` in bytes."""
         return self.memory_gigabytes * 2**30
 
+    @property
+    def validation_batch_size(self) -> int:
+        """Rows that are scored at once; without gradients they need less memory."""
+        return 4 * self.batch_size
+
 
 def make_strategy(config: TrainingConfig) -> tf.distribute.Strategy:
     """The strategy of `config`; to be called before anything else that computes, as multi-worker training demands."""
@@ -255,7 +260,7 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self.built, self.objective, self.config, self.rows = built, objective, config, rows
         self.checkpoint_dir, self.run_dir = checkpoint_dir, run_dir
-        self.inputs = valid.in_order(4 * config.batch_size).map(lambda inputs, label, weight: inputs)
+        self.inputs = valid.in_order(config.validation_batch_size).map(lambda inputs, label, weight: inputs)
         self.labels, self.weights = valid.answers()
         with tf.device("CPU"):
             self.best = [tf.Variable(value, trainable=False) for value in built.get_weights()]

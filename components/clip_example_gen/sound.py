@@ -46,18 +46,16 @@ def windows(container: Any, settings: ClipSettings, start: float, segments: Sequ
     centres = segments[0] + (np.arange(steps) + 0.5) * (segments[-1] - segments[0]) / steps
     firsts = np.rint(centres * rate).astype(np.int64) - size // 2
     offset = int(firsts[0])
-    heard = np.zeros(int(firsts[-1]) - offset + size, np.int16)
-    found = False
+    begins, heard, found = firsts - offset, np.zeros((steps, size), np.int16), False
     for position, samples in _samples(container, rate, start, offset):
-        found = True
-        low, high = max(position, 0), min(position + len(samples), len(heard))
-        if low < high:
-            heard[low:high] = samples[low - position : high - position]
-        if position > len(heard):
+        found, end = True, position + len(samples)
+        # Only the windows that the piece reaches into: the sound of an hour is never held as a whole.
+        for window in range(*np.searchsorted(begins, (position - size + 1, end))):
+            low, high = max(begins[window], position), min(begins[window] + size, end)
+            heard[window, low - begins[window] : high - begins[window]] = samples[low - position : high - position]
+        if position > begins[-1] + size:
             break
-    if not found:
-        return None
-    return heard[(firsts - offset)[:, np.newaxis] + np.arange(size)].reshape(settings.frames, settings.sound_steps, -1)
+    return heard.reshape(settings.frames, settings.sound_steps, -1) if found else None
 
 
 def _samples(container: Any, rate: int, start: float, offset: int) -> Iterator[tuple[int, Samples]]:

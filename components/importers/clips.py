@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import pyarrow as pa
 
 from components.clip_example_gen.video import Video
 from components.importers import sources
-from components.importers.summary import ImportSummary
+from components.importers.summary import ImportSummary, refuse_leftovers
 from components.world import check, files, tables
 from transform.clip_settings import ClipSettings
 from transform.contract import ContractError
@@ -26,6 +27,7 @@ SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 _PART = re.compile(r"[_-](c|clip|part|seg|segment|chunk)[_-]?\d+$", re.IGNORECASE)
 _EXPECTED = "a folder for each class with its videos in it"
 _NOT_VIDEO = "the file name is not that of a video"
+_NO_CLASS = "not in a folder of its class"
 
 
 def import_clips(source: str | None, out: str) -> ImportSummary:
@@ -40,29 +42,35 @@ def import_clips(source: str | None, out: str) -> ImportSummary:
     """
     folder = sources.folder(source, _EXPECTED)
     root = folder if files.is_remote(folder) else os.path.abspath(folder)
-    found = list(_files(root))
+    found = [(label, name) for label in files.names(root) for name in _below(files.join(root, label))]
     rows = [_row(root, label, name) for label, name in found if _is_video(name)]
     if not rows:
         raise ContractError(f"{folder}: expected {_EXPECTED}, got none with {', '.join(SUFFIXES)}: check --from")
-    others = [f"{label}/{name}" for label, name in found if not _is_video(name)]
+    others = [(f"{label}/{name}", _NOT_VIDEO) for label, name in found if not _is_video(name)]
+    others += [
+        (name, _NO_CLASS) for name in files.names(root) if _is_video(name) and files.is_file(files.join(root, name))
+    ]
+    refuse_leftovers(out, ("videos",))
     tables.write_table(out, "videos", tables.conform(pa.Table.from_pylist(rows), "videos"))
-    reasons = [("videos", index, _NOT_VIDEO, json.dumps({"media_path": path})) for index, path in enumerate(others)]
+    reasons = [("videos", i, why, json.dumps({"media_path": path})) for i, (path, why) in enumerate(others)]
     rejected = [dict(zip(check.REJECTED.names, reason, strict=True)) for reason in reasons]
     tables.write_table(out, "rejected", pa.Table.from_pylist(rejected, check.REJECTED))
-    counts = {f"videos: {_NOT_VIDEO}": len(others)} if others else {}
+    counts = dict(Counter(f"videos: {why}" for _, why in others))
     return ImportSummary(out, {"videos": len(rows)}, counts, _notes(rows))
 
 
-def _files(root: str) -> Iterator[tuple[str, str]]:
-    """Class and name of every file one level down."""
-    for label in files.names(root):
-        folder = files.join(root, label)
-        if files.is_folder(folder):
-            yield from ((label, name) for name in files.names(folder) if files.is_file(files.join(folder, name)))
+def _below(folder: str) -> Iterator[str]:
+    """Every file of a folder and of the folders in it, as a path within it."""
+    for name in files.names(folder) if files.is_folder(folder) else ():
+        path = files.join(folder, name)
+        if files.is_file(path):
+            yield name
+        elif not os.path.islink(path):  # which may lead back
+            yield from (f"{name}/{below}" for below in _below(path))
 
 
 def _is_video(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES) and not os.path.basename(name).startswith(".")
 
 
 def _row(root: str, label: str, name: str) -> dict[str, str | float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,17 +33,26 @@ def write_world(out: str, checked: check.Checked, notes: list[str] | None = None
     Raises:
         ContractError: The folder holds a table of an earlier import that this one does not make.
     """
-    left = [table for table in tables.CANONICAL if table not in checked.tables and tables.is_there(out, table)]
-    if left:
-        raise ContractError(
-            f"{out}: expected no tables but those of this import, got {' and '.join(left)} of an earlier one, which "
-            "would count as its: remove the folder, or give another with --out"
-        )
+    refuse_leftovers(out, checked.tables)
     for table, data in checked.tables.items():
         tables.write_table(out, table, data)
     tables.write_table(out, "rejected", checked.rejected)
     rows = {table: len(data) for table, data in checked.tables.items()}
     return ImportSummary(out, rows, checked.counts, [*(notes or []), *checked.notes])
+
+
+def refuse_leftovers(out: str, made: Container[str]) -> None:
+    """Tables of an earlier import would count as this one's.
+
+    Raises:
+        ContractError: The folder holds one that this import does not make.
+    """
+    left = [table for table in tables.CANONICAL if table not in made and tables.is_there(out, table)]
+    if left:
+        raise ContractError(
+            f"{out}: expected no tables but those of this import, got {' and '.join(left)} of an earlier one, which "
+            "would count as its: remove the folder, or give another with --out"
+        )
 
 
 def check_and_write(

@@ -1,9 +1,12 @@
+import itertools
 from fractions import Fraction
 from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from components.clip_example_gen import sound
 from transform.clip_settings import ClipSettings
@@ -116,3 +119,29 @@ def test_sound_may_change_its_rate_midway(monkeypatch, media):
     heard = sound.windows(file, SMALL, 0.0, [0.0, 0.5, 1.0, 1.5, 2.0])
     loud = np.abs(heard.astype(float)).mean((1, 2))
     np.testing.assert_allclose(loud, loud[0], rtol=0.1)
+
+
+@given(
+    cuts=st.lists(st.integers(1, 40_000), max_size=12), first=st.integers(-3_000, 3_000), seconds=st.floats(0.05, 4.0)
+)
+def test_windows_are_those_of_the_whole_sound_however_it_comes(cuts, first, seconds):
+    """Against an oracle that holds all of it; windows overlap where a clip is short."""
+    whole = np.arange(1, 40_001).astype(np.int16)
+    bounds = [0, *sorted(set(cuts)), len(whole)]
+
+    def pieces(*_):
+        for low, high in itertools.pairwise(bounds):
+            yield first + low, whole[low:high]
+
+    times = np.linspace(0, seconds, 5).tolist()
+    file = SimpleNamespace(streams=SimpleNamespace(audio=[None]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sound, "_samples", pieces)
+        heard = sound.windows(file, SMALL, 0.0, times).reshape(-1, WINDOW)
+    centres = (np.arange(32) + 0.5) * seconds / 32
+    begins = np.rint(centres * 16_000).astype(int) - WINDOW // 2
+    silence = np.zeros(100_000, np.int16)
+    dense = silence.copy()
+    dense[first + 20_000 : first + 20_000 + len(whole)] = whole
+    expected = [dense[20_000 + b - begins[0] : 20_000 + b - begins[0] + WINDOW] for b in begins]
+    np.testing.assert_array_equal(heard, expected)

@@ -1,5 +1,6 @@
 import av
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from components.importers import clips
@@ -98,3 +99,21 @@ def test_a_file_at_which_pyav_raises_anything_has_no_duration(monkeypatch, sourc
     monkeypatch.setattr(clips.Video, "__enter__", hostile)
     summary = clips.import_clips(str(source), str(tmp_path / "world"))
     assert set(tables.read_table(summary.world, "videos")["duration_seconds"].to_pylist()) == {None}
+
+
+def test_no_video_is_passed_over_in_silence(source, tmp_path):
+    write_video(source / "stray.mp4")
+    write_video(source / "Yoyo" / "day 1" / "v_Yoyo_g03_c01.avi")
+    summary = clips.import_clips(str(source), str(tmp_path / "world"))
+    ids = tables.read_table(summary.world, "videos")["video_id"].to_pylist()
+    assert "Yoyo/day 1/v_Yoyo_g03_c01.avi" in ids
+    assert summary.rejected == {
+        "videos: the file name is not that of a video": 1,
+        "videos: not in a folder of its class": 1,
+    }
+
+
+def test_tables_of_another_import_are_not_mixed_with_clips(source, tmp_path):
+    tables.write_table(str(tmp_path / "world"), "users", pa.table({"user_id": ["u"]}))
+    with pytest.raises(ContractError, match="got users of an earlier one"):
+        clips.import_clips(str(source), str(tmp_path / "world"))
