@@ -28,7 +28,8 @@ class ServingBaselineSpec(ComponentSpec):
 class ServingBaseline(base_component.BaseComponent):
     """Hands on the model now being served; the first time, the candidate stands in for it.
 
-    It does so too where the served model reads clips of another shape, and could not be asked about these.
+    It does so too where the served model reads clips of another shape or a feature in another form, and could not be
+    asked about the examples of this run.
 
     Args:
         candidate: The model just trained (Model).

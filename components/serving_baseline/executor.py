@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any
 
+from tensorflow.core.protobuf import saved_model_pb2
 from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.dsl.io import fileio
@@ -31,11 +32,11 @@ class Executor(base_executor.BaseExecutor):
         baseline = artifact_utils.get_single_instance(output_dict["baseline"])
         destination = exec_properties["push_destination"]
         version = served_version(destination)
-        shape = exec_properties.get("clip_shape")
-        if version and shape and clip_shape(os.path.join(destination, version)) != shape:
-            logging.warning("version %s of %s reads clips of another shape: no baseline", version, destination)
+        trained = path_utils.serving_model_path(candidate.uri)
+        if version and (why := _cannot_be_asked(os.path.join(destination, version), trained, exec_properties)):
+            logging.warning("version %s of %s reads %s: no baseline", version, destination, why)
             version = ""
-        source = os.path.join(destination, version) if version else path_utils.serving_model_path(candidate.uri)
+        source = os.path.join(destination, version) if version else trained
         io_utils.copy_dir(source, path_utils.serving_model_dir(baseline.uri))
         baseline.set_string_custom_property("served_version", version)
         logging.info("baseline is %s", f"version {version} of {destination}" if version else "the candidate")
@@ -62,6 +63,24 @@ def clip_shape(model: str) -> str:
         return ""
     with fileio.open(path) as file:
         return str(file.read())
+
+
+def _cannot_be_asked(served: str, candidate: str, properties: dict[str, Any]) -> str:
+    """What the served model reads otherwise than today's examples have it; "" if it can be asked about them."""
+    shape = properties.get("clip_shape")
+    if shape and clip_shape(served) != shape:
+        return "clips of another shape"
+    before, now = _reads(served), _reads(candidate)
+    return ", ".join(sorted(f"{n} in another form" for n in before.keys() & now.keys() if before[n] != now[n]))
+
+
+def _reads(model: str) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Type and form of each feature that a SavedModel's signature `raw` takes; nothing without one."""
+    saved = saved_model_pb2.SavedModel()
+    with fileio.open(os.path.join(model, "saved_model.pb"), "rb") as file:
+        saved.ParseFromString(file.read())
+    inputs = saved.meta_graphs[0].signature_def["raw"].inputs if saved.meta_graphs else {}
+    return {n: (info.dtype, tuple(d.size for d in info.tensor_shape.dim)) for n, info in inputs.items()}
 
 
 def _is_model(folder: str) -> bool:

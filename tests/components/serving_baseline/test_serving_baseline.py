@@ -4,6 +4,8 @@ import itertools
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tfx.types import standard_artifacts
 from tfx.utils import path_utils
 
@@ -12,9 +14,15 @@ from components.serving_baseline.executor import Executor, served_version
 from transform.clip_settings import SHAPE_FILE
 
 
-def _model(folder: Path, content: str) -> Path:
+def _model(folder: Path, content: str, **features: tf.TensorSpec) -> Path:
+    """What is looked at of a SavedModel, with a signature `raw` of some features."""
     (folder / "variables").mkdir(parents=True)
-    (folder / "saved_model.pb").write_text(content)
+    saved = saved_model_pb2.SavedModel(meta_graphs=[{}])
+    for name, spec in features.items():
+        info = saved.meta_graphs[0].signature_def["raw"].inputs[name]
+        info.dtype = spec.dtype.as_datatype_enum
+        info.tensor_shape.CopyFrom(spec.shape.as_proto())
+    (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
     (folder / "variables" / "variables.index").write_text(content)
     return folder
 
@@ -25,10 +33,10 @@ def run(tmp_path):
 
     runs = itertools.count()
 
-    def execute(**properties):
+    def execute(candidate_reads=None, **properties):
         candidate, baseline = standard_artifacts.Model(), standard_artifacts.Model()
         candidate.uri, baseline.uri = (str(tmp_path / f"{name}{next(runs)}") for name in ("candidate", "baseline"))
-        _model(Path(path_utils.serving_model_path(candidate.uri)), "candidate")
+        _model(Path(path_utils.serving_model_path(candidate.uri)), "candidate", **(candidate_reads or {}))
         properties |= {"push_destination": str(tmp_path / "pushed"), "served_version": ""}
         Executor().Do({"candidate": [candidate]}, {"baseline": [baseline]}, properties)
         return baseline
@@ -38,8 +46,8 @@ def run(tmp_path):
 
 def _content(baseline) -> str:
     path = Path(path_utils.serving_model_path(baseline.uri))
-    assert (path / "variables" / "variables.index").is_file()
-    return (path / "saved_model.pb").read_text()
+    assert (path / "saved_model.pb").is_file()
+    return (path / "variables" / "variables.index").read_text()
 
 
 def test_the_first_candidate_stands_in_for_the_baseline(run):
@@ -56,6 +64,24 @@ def test_the_candidate_stands_in_for_a_model_that_reads_clips_of_another_shape(r
     shape.write_text('{"frames":8}')
     assert _content(run(clip_shape='{"frames":8}')) == "version 9"
     assert _content(run(clip_shape='{"frames":9}')) == "candidate"
+
+
+VECTOR, ID = tf.TensorSpec([None, 16], tf.float32), tf.TensorSpec([None, 1], tf.string)
+
+
+@pytest.mark.parametrize(
+    ("reads", "baseline"),
+    [
+        ({"look": VECTOR, "user_id": ID}, "version 9"),
+        ({"look": tf.TensorSpec([None, 32], tf.float32), "user_id": ID}, "candidate"),
+        ({"look": ID, "user_id": ID}, "candidate"),
+        ({"look": VECTOR, "user_id": ID, "tags": ID}, "version 9"),  # a new feature, which the served model leaves out
+        ({"user_id": ID}, "version 9"),  # one is gone, which the served model takes as missing
+    ],
+)
+def test_the_candidate_stands_in_for_a_model_that_reads_a_feature_in_another_form(run, tmp_path, reads, baseline):
+    _model(tmp_path / "pushed" / "9", "version 9", look=VECTOR, user_id=ID)
+    assert _content(run(candidate_reads=reads)) == baseline
 
 
 def test_the_largest_version_is_the_baseline_by_number_and_not_by_name(run, tmp_path):
