@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfx.utils import io_utils
 from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
+from components.content_embedder import made_by
 from components.feed_assembler import golden
 from components.feed_assembler.executor import assemble, served_stages, write_warm_up
 from components.frame_embedder import encoders
@@ -49,7 +50,7 @@ def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
     """
     contract = Contract.from_json(run["contract"])
     catalogues: dict[str, Callable[[], Iterable[bytes]]] = {
-        RETRIEVER: lambda: _videos(world, contract, learned_of_videos(run)),
+        RETRIEVER: lambda: _videos(run, world, contract),
         COVER_CHOOSER: lambda: _frames(run, world),
     }
     makers: dict[str, Callable[[str, str], object]] = {
@@ -66,6 +67,14 @@ def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
     return {name: _push(run, name, served[name], make) for name, make in makers.items() if served[name]}
 
 
+def _refuse_other_content(model: str, learned: Mapping[str, str]) -> None:
+    if made_by.differs(model, learned.get("content")):
+        raise ContractError(
+            f"{model}: expected a model that learned from the content vectors of this run, got one of an earlier "
+            "classifier: run until a new one is pushed"
+        )
+
+
 def _rebuild(name: str, videos: Callable[[], Iterable[bytes]], served: str, to: str) -> None:
     importlib.import_module(EXPORTERS[name]).rebuild(served, videos(), to)
 
@@ -76,6 +85,7 @@ def _assemble(run: Mapping[str, Any], world: str, contract: Contract, served: st
     learned = learned_of_videos(run)
     if "ranker" not in stages:
         raise ContractError(f"{run['models']}: a feed is made of a ranker, and none is served: run until one is pushed")
+    _refuse_other_content(stages["ranker"], learned)
     feed = assemble(EXPORTERS[FEED], stages, world, contract, settings, learned)
     feed.save(to)
     requests = [log.predict_log for log in golden.requests(feed, world, contract, asking.clock(world), learned)]
@@ -102,7 +112,10 @@ def _push(run: Mapping[str, Any], name: str, served: str, make: Callable[[str, s
     return version
 
 
-def _videos(world: str, contract: Contract, learned: Mapping[str, str]) -> Iterator[bytes]:
+def _videos(run: Mapping[str, Any], world: str, contract: Contract) -> Iterator[bytes]:
+    learned = learned_of_videos(run)
+    destination = f"{run['models']}/{RETRIEVER}"
+    _refuse_other_content(f"{destination}/{served_version(destination)}", learned)
     batch = features.examples(*asking.read_catalogue(world, contract, learned))
     yield from RecordBatchToExamplesEncoder().encode(batch)
 

@@ -26,6 +26,7 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
+from components.content_embedder import made_by
 from components.impression_example_gen import partitions
 from components.serving_baseline.executor import clip_shape, served_version
 from components.world import files, tables
@@ -77,6 +78,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             tables.write_table(f"{content.uri}/{table}", "none", schema.empty_table())  # where there is no clip at all
         if version:
             _check_shape(f"{destination}/{version}", exec_properties["clip_shape"])
+            made_by.write(content.uri, _identity(f"{destination}/{version}").hex())
             embed = _Embed(f"{destination}/{version}", _last(store), content.uri)
             with self._make_beam_pipeline() as pipeline:
                 build(pipeline, sorted(tf.io.gfile.glob(f"{examples}/Split-*/*")), embed, content.uri)

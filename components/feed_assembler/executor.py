@@ -15,6 +15,7 @@ from tfx.types import artifact_utils
 from tfx.utils import path_utils
 from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
+from components.content_embedder import made_by
 from components.feed_assembler import golden
 from components.impression_example_gen import asking
 from components.impression_example_gen.impressions import LEARNED
@@ -55,6 +56,8 @@ class Executor(base_executor.BaseExecutor):
         feed = assemble(exec_properties["exporter"], stages, world, contract, settings, learned)
         feed.save(directory)
         model.set_int_custom_property("rows", len(feed.ids.numpy()))
+        other = made_by.differs(stages["ranker"], learned.get("content"))
+        model.set_int_custom_property("other_content", int(other))  # for ServingCheck
         golden.write(golden.requests(feed, world, contract, at, learned), model.uri)
         write_warm_up(directory, golden.read(model.uri))
 

@@ -30,6 +30,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
+from components.content_embedder import made_by
 from components.impression_example_gen import features, impressions, partitions
 from components.impression_example_gen.artifact import CATALOGUE, describe
 from components.impression_example_gen.impressions import IMPRESSION, LEARNED, NEUTRAL, OUTCOMES, SPLITS, Splits
@@ -118,6 +119,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 raise
             raise ContractError(message) from error
         tf.io.gfile.rmtree(f"{job.uri}/{_PARTIAL}")
+        if input_dict.get("content"):
+            made_by.write(job.uri, made_by.read(artifact_utils.get_single_uri(input_dict["content"])))
         _describe(examples, read_summary(job.uri), world)
 
 

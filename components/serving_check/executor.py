@@ -15,7 +15,7 @@ from tfx.utils import path_utils
 
 from components.feed_assembler import golden
 from components.serving_check import trial
-from components.serving_check.bounds import CHECK_FILE
+from components.serving_check.bounds import CHECK_FILE, Bound
 from components.serving_check.settings import ServingCheckSettings
 from components.world import files
 
@@ -46,6 +46,8 @@ class Executor(base_executor.BaseExecutor):
                     found = trial.try_out(candidate, asked, settings, log.name)
                 finally:
                     _write(log.read(), f"{blessing.uri}/{LOG_FILE}")
+            other = float(model.get_int_custom_property("other_content"))
+            found.append(Bound("rankers that learned from another classifier's vectors", 0.0, other))
         for bound in found:
             logging.info("%s: at most %g, got %s", bound.metric, bound.at_most, bound.got)
         passed = all(bound.passed for bound in found)

@@ -7,8 +7,9 @@ from typing import Any
 from tfx.components.trainer import executor
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.types import artifact_utils
-from tfx.utils import io_utils
+from tfx.utils import io_utils, path_utils
 
+from components.content_embedder import made_by
 from components.impression_example_gen.artifact import CATALOGUE
 
 RAW_EXAMPLES, FRAMES = "raw_examples", "frames"
@@ -21,6 +22,16 @@ class Executor(executor.GenericExecutor):
     They are of the raw valid examples, of the examples of all videos that lie beside those of impressions, and of
     frame examples.
     """
+
+    def Do(  # noqa: N802
+        self, input_dict: dict[str, list[Any]], output_dict: dict[str, list[Any]], exec_properties: dict[str, Any]
+    ) -> None:
+        """Train, and note in the model whose content vectors it learned from."""
+        super().Do(input_dict, output_dict, exec_properties)
+        model = path_utils.serving_model_dir(artifact_utils.get_single_uri(output_dict["model"]))
+        learned_from = {made_by.read(artifact.uri) for artifact in input_dict[RAW_EXAMPLES]} - {""}
+        if learned_from:
+            made_by.write_model(model, ", ".join(sorted(learned_from)))
 
     def _GetFnArgs(  # noqa: N802
         self, input_dict: dict[str, list[Any]], output_dict: dict[str, list[Any]], exec_properties: dict[str, Any]

@@ -5,8 +5,9 @@ from typing import Any
 
 from tfx.proto import trainer_pb2
 from tfx.types import artifact_utils, channel_utils, standard_artifacts
-from tfx.utils import json_utils, proto_utils
+from tfx.utils import json_utils, path_utils, proto_utils
 
+from components.content_embedder import made_by
 from components.trainer.component import Trainer
 from components.trainer.executor import Executor
 
@@ -25,7 +26,8 @@ def examples(folder: Any) -> standard_artifacts.Examples:
     return artifact
 
 
-def test_run_fn_is_told_the_raw_valid_files_and_all_that_tfx_tells(tmp_path):
+def train(tmp_path: Path) -> tuple[Any, str]:
+    """What run_fn was told, and the folder of the SavedModel."""
     model, model_run = standard_artifacts.Model(), standard_artifacts.ModelRun()
     model.uri, model_run.uri = str(tmp_path / "model"), str(tmp_path / "run")
     for folder in ("raw", "transformed"):
@@ -41,10 +43,34 @@ def test_run_fn_is_told_the_raw_valid_files_and_all_that_tfx_tells(tmp_path):
             "custom_config": json_utils.dumps({"contract": "{}"}),
         },
     )
-    (fn_args,) = SEEN
+    return SEEN.pop(), path_utils.serving_model_dir(model.uri)
+
+
+def test_run_fn_is_told_the_raw_valid_files_and_all_that_tfx_tells(tmp_path):
+    fn_args, _ = train(tmp_path)
     assert fn_args.raw_files == [str(tmp_path / "raw" / "Split-valid" / "*")]
     assert fn_args.eval_files == [str(tmp_path / "transformed" / "Split-valid" / "*")]
     assert fn_args.custom_config == {"contract": "{}"}
+
+
+def test_a_model_tells_whose_content_vectors_it_learned_from(tmp_path):
+    for folder in ("without", "with"):
+        (tmp_path / folder / "raw").mkdir(parents=True)
+    made_by.write(str(tmp_path / "with" / "raw"), "classifier 7")
+    models = {folder: train(tmp_path / folder)[1] for folder in ("without", "with")}
+    assert {folder: made_by.read_model(model) for folder, model in models.items()} == {
+        "without": "",
+        "with": "classifier 7",
+    }
+    for name in ("now 7", "now 8", "now none"):
+        (tmp_path / name).mkdir()
+        made_by.write(str(tmp_path / name), {"now 7": "classifier 7", "now 8": "classifier 8"}.get(name, ""))
+    assert [made_by.differs(models["with"], str(tmp_path / f"now {n}")) for n in ("7", "8", "none")] == [
+        False,
+        True,
+        True,
+    ]
+    assert not made_by.differs(models["without"], str(tmp_path / "now 8"))  # it reads none of them
 
 
 def test_the_node_takes_raw_examples_beside_tfx_inputs_and_gives_a_model():

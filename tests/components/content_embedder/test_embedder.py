@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import standard_artifacts
 
-from components.content_embedder import executor
+from components.content_embedder import executor, made_by
 from components.content_embedder.artifact import ContentVectors
 from transform.clip_settings import SHAPE_FILE, ClipSettings
 from transform.contract import ContractError
@@ -119,13 +119,15 @@ def test_only_clips_that_changed_are_embedded_again(world: World):
 
 def test_another_model_embeds_everything_again_and_the_same_one_pushed_again_nothing(world: World):
     push(world.folder / "served", 1, 2.0)
-    world.run({"v1": "abc"})
+    first = world.run({"v1": "abc"})
     push(world.folder / "served", 2, 3.0)
     content = world.run({"v1": "abc"})
     assert executor.read_summary(str(content)) == {"embedded": 1, "reused": 0}
     assert rows(content)["v1"]["text_vector"] == [9]
     shutil.copytree(world.folder / "served" / "2", world.folder / "served" / "3")
-    assert executor.read_summary(str(world.run({"v1": "abc"}))) == {"embedded": 0, "reused": 1}
+    again = world.run({"v1": "abc"})
+    assert executor.read_summary(str(again)) == {"embedded": 0, "reused": 1}
+    assert made_by.read(str(first)) != made_by.read(str(content)) == made_by.read(str(again)) != ""
 
 
 def test_vectors_that_somebody_deleted_are_made_again(world: World):
