@@ -53,6 +53,7 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
         **{f"conv3d, dropout {rate}": {**REAL, "dropout": rate} for rate in (0.0, 0.25, 0.75)},
     },
 }
+PRESENCE = "presence of sound alone"
 CLIPS = {
     "motion": ClipSettings(frames=16, size=32),
     "sound": ClipSettings(frames=16, size=32, sound_steps=4, mels=16),
@@ -76,7 +77,10 @@ def main() -> None:
                 if not (options.only_missing and results.has(part, "ours", name, number)):
                     measure = _run(part, name, number, split(number), options)
                     results.add({"protocol": part, "side": "ours", "model": name, "seed": number, **measure})
-                    (options.results / "video_classifier.md").write_text("\n".join(_page(results)))
+            if part == "real":
+                measure = _presence(split(number))
+                results.add({"protocol": part, "side": "ours", "model": PRESENCE, "seed": number, **measure})
+            (options.results / "video_classifier.md").write_text("\n".join(_page(results)))
 
 
 def _options() -> argparse.Namespace:
@@ -177,6 +181,18 @@ def _run(part: str, name: str, number: int, split: Split, options: argparse.Name
     return measure
 
 
+def _presence(split: Split) -> dict[str, Any]:
+    """What is known by whether a clip has sound at all: of each kind, the class most of the training clips have."""
+    (inputs, labels), _, (held_inputs, held_labels) = split
+    sounding, held_sounding = (np.asarray(part["has_audio"], int).ravel() for part in (inputs, held_inputs))
+    rule = np.array([np.bincount(labels[sounding == kind], minlength=2).argmax() for kind in (0, 1)])
+    return {
+        **_scores("train", labels, rule[sounding]),
+        **_scores("held_out", held_labels, rule[held_sounding]),
+        "versions": {"tensorflow": tf.__version__},
+    }
+
+
 def _scores(of: str, labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Macro precision and recall; a class that is never predicted has precision 0."""
     return {
@@ -231,7 +247,13 @@ def _real_table(results: table.Results) -> list[str]:
     ):
         lines.append(f"| {title} | {' | '.join(_spread(rows, value) for rows in columns.values())} | {paper} |")
     folds = {name: len(rows) for name, rows in columns.items()}
-    return [*lines, "", f"Folds run: {folds}. The paper's are of UCF101: the differences compare, not the values."]
+    known = results.of("real", "ours", PRESENCE)
+    return [
+        *lines,
+        "",
+        f"Folds run: {folds}. The paper's are of UCF101: the differences compare, not the values. Whether a clip has",
+        f"sound at all, and nothing else, gives a held-out precision of {_spread(known, 'held_out_precision')}.",
+    ]
 
 
 def _dropout_table(results: table.Results) -> list[str]:

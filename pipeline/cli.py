@@ -343,12 +343,10 @@ def _run(config: RunConfig, world: str, folder: Path) -> Path:
 def _print_outcome(console: Console, record: Run, folder: Path) -> None:
     from pipeline.report.gates import gates_of
 
-    unchanged = {step.name for step in record.steps if step.cached}
     for model, artifacts in record.artifacts.items():
         version = record.served_version[model]
         if version:
-            before = bool({"Pusher", f"Pusher.{model}"} & unchanged)
-            said, where = ("Unchanged", "in") if before else ("Pushed", "to")
+            said, where = ("Unchanged", "in") if model in record.unchanged else ("Pushed", "to")
             place = f"{folder}/models/{model}"
             console.print(f"[green]{said}[/] {model} version {version} {where} {place}", highlight=False)
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.frame_embedder.settings import FrameSettings
@@ -14,7 +13,7 @@ from components.topic_learner.settings import TopicSettings
 from pipeline.models import MODELS
 from serving.topic_queues.settings import QueueSettings
 from transform.clip_settings import ClipSettings
-from transform.contract import ContractError, did_you_mean, refuse_duplicate_keys
+from transform.contract import TABLES, ContractError, did_you_mean, parse_yaml, read_text
 from transform.feed import FeedSettings
 
 BUILT_IN = Path(__file__).parent / "configs"
@@ -149,7 +148,7 @@ class RunConfig(_Strict):
     def tables(self) -> tuple[str, ...]:
         """The tables of a world that this run cannot do without."""
         impressions = self.feed is not None or any(MODELS[name].examples == "impressions" for name in self.models)
-        return ("users", "videos", "interactions") if impressions else ("videos",)
+        return TABLES if impressions else ("videos",)
 
     @field_validator("models")
     @classmethod
@@ -190,17 +189,9 @@ def load(name_or_path: str) -> RunConfig:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.yaml")))
         raise ContractError(f"no configuration {name_or_path!r}: expected one of {known}, or the path of a .yaml file")
+    _, content = parse_yaml(read_text(path), str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-        if (document := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
-            refuse_duplicate_keys(document, str(path))
-        return RunConfig.model_validate(yaml.safe_load(text))
-    except UnicodeDecodeError as error:
-        raise ContractError(
-            f"{path}: expected UTF-8, {error.reason} at byte {error.start}: save it as UTF-8"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ContractError(f"{path}: not valid YAML: {error}") from error
+        return RunConfig.model_validate(content)
     except ValidationError as error:
         raise ContractError("\n".join(f"{path}: {_explain(detail)}" for detail in error.errors())) from error
 

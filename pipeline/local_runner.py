@@ -84,6 +84,7 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     artifacts: dict[str, dict[str, str]] = field(default_factory=dict)
     served_version: dict[str, str] = field(default_factory=dict)  # pushed by this run; "" where it was refused
+    unchanged: list[str] = field(default_factory=list)  # pushed by an earlier run from the very same inputs
     served_after: dict[str, str] = field(default_factory=dict)  # once the run came to the end of a model
 
     def write(self) -> None:
@@ -205,6 +206,7 @@ def _conclude(record: Run, history: History) -> None:
     """Read from MLMD whether the run's models were pushed."""
     for name in history.pushed:
         record.served_version[name] = history.pushed_version(name)
+    record.unchanged = [name for name in history.pushed if history.push_was_cached(name)]
     blessed = [history.blessed(name) for name in history.pushed]
     record.outcome = "pushed" if all(blessed) else "refused"
 
@@ -331,6 +333,10 @@ class History:
             return ""
         versions = [a.custom_properties["pushed_version"].string_value for a in _outputs(store, execution)]
         return next((version for version in versions if version), "")
+
+    def push_was_cached(self, model: str) -> bool:
+        """Whether the newest run left a model as an earlier one pushed it."""
+        return self.last_execution(self._node("Pusher", model))[0]
 
     def _newest(self, store: MetadataStore, node: str) -> proto.Execution | None:
         contexts = {context.name: context.id for context in store.get_contexts_by_type("node")}

@@ -307,7 +307,7 @@ def _transform(stream: _Stream, name: str) -> base_node.BaseNode:
             analyze=["train"], transform=["train", "valid"] if materialize else []
         ),
         materialize=materialize,
-        disable_analyzer_cache=True,  # for ranges of spans; a third of the time otherwise
+        disable_analyzer_cache=True,  # for ranges of spans; a fifth of the time otherwise
         disable_statistics=True,  # StatisticsGen has them, and nobody reads these
     )
     for node in stream.waits_for:

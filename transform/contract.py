@@ -388,13 +388,7 @@ def load(name_or_path: str) -> Contract:
             f"no contract {name_or_path!r}{did_you_mean(name_or_path, known)}: "
             f"expected one of {', '.join(known)}, or the path of a .yaml file"
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ContractError(
-            f"{path}: expected UTF-8, {error.reason} at byte {error.start}: save it as UTF-8"
-        ) from error
-    return parse(text, where=str(path))
+    return parse(read_text(path), where=str(path))
 
 
 def parse(text: str, where: str = "contract") -> Contract:
@@ -403,16 +397,11 @@ def parse(text: str, where: str = "contract") -> Contract:
     Raises:
         ContractError: Not YAML, or not a valid contract.
     """
-    try:
-        document = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ContractError(f"{where}: not valid YAML: {error}") from error
+    document, content = parse_yaml(text, where)
     if document is None or not isinstance(content, dict):
         raise ContractError(
             f"{where}: expected a mapping with name, vocabularies and features, got {type(content).__name__}"
         )
-    refuse_duplicate_keys(document, where)
     try:
         return Contract.model_validate(content)
     except ValidationError as error:
@@ -471,15 +460,39 @@ def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
     return line
 
 
-def refuse_duplicate_keys(node: yaml.Node, where: str) -> None:
-    """YAML lets a later key win in silence; contracts and configurations do not.
+def read_text(path: Path) -> str:
+    """A text file of the user's.
 
     Raises:
-        ContractError: A key is given twice; the message names `where` and the line.
+        ContractError: It is not UTF-8.
     """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ContractError(
+            f"{path}: expected UTF-8, {error.reason} at byte {error.start}: save it as UTF-8"
+        ) from error
+
+
+def parse_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes of a YAML text, which know their lines (None of an empty one), and its content.
+
+    Raises:
+        ContractError: Not YAML, or a key is given twice: YAML would let the later one win in silence.
+    """
+    try:
+        document, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ContractError(f"{where}: not valid YAML: {error}") from error
+    if document is not None:
+        _refuse_duplicate_keys(document, where)
+    return document, content
+
+
+def _refuse_duplicate_keys(node: yaml.Node, where: str) -> None:
     if isinstance(node, yaml.SequenceNode):
         for child in node.value:
-            refuse_duplicate_keys(child, where)
+            _refuse_duplicate_keys(child, where)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, child in node.value:
@@ -487,7 +500,7 @@ def refuse_duplicate_keys(node: yaml.Node, where: str) -> None:
                 line = key.start_mark.line + 1
                 raise ContractError(f"{where}, line {line}: the key {key.value!r} is given twice: remove one")
             seen.add(key.value)
-            refuse_duplicate_keys(child, where)
+            _refuse_duplicate_keys(child, where)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -115,13 +115,7 @@ def read_videos(job: Job, division: Splits) -> pa.Table:
     videos = tables.read_table(job.world, "videos").combine_chunks()
     if "media_path" not in videos.column_names:
         raise tables.missing_column(f"{job.world}, videos", "media_path", videos.column_names)
-    impressions.refuse_duplicates(videos, "video_id", f"{job.world}, videos")
-    nameless = pc.sum(pc.equal(pc.fill_null(videos["video_id"], ""), "")).as_py()
-    if nameless:
-        raise ContractError(
-            f"{job.world}, videos: expected a video_id in every row, got {nameless} without: `shortlist check` lists "
-            "them, `shortlist import tables` makes a world without them"
-        )
+    impressions.refuse_unclear_ids(videos, "video_id", f"{job.world}, videos")
     columns = ("video_id", "media_path", job.title, clips.PRIMARY_CATEGORY, clips.SECONDARY_CATEGORY, "frame_paths")
     kept = videos.select([name for name in dict.fromkeys(columns) if name in videos.column_names])
     return kept.append_column("split", pa.array(splits.assign(videos, division, job.world)))

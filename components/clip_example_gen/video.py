@@ -6,6 +6,7 @@ index has a key frame between two wanted times, decoding jumps there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,6 +26,7 @@ _SEEK_SECONDS = 0.25  # a jump that saves less costs more than decoding on
 _BLIND_SEEK_SECONDS = 10.0  # the same for files without an index, where the nearest key frame is not known
 _SLACK = 1.1  # by how much a header may promise more than there is
 _SCALED_FIRST = ("yuv420p", "yuvj420p")  # three times as fast as turning all pixels into colours
+_CLOCK = re.compile(r"(\d+):(\d+):(\d+\.?\d*)")
 _NO_MEDIA = ("tty", "subtitle", "hls", "dash", "concat", "lavfi")  # text that FFmpeg reads as media, or lists of files
 
 Image = npt.NDArray[np.uint8]
@@ -209,13 +211,29 @@ class Video:
             raise FaultError("frame too large", f"{width} x {height} above {self.settings.max_pixels} pixels")
 
     def _length(self) -> float:
-        """Seconds by the container, or by its packets where it does not know."""
-        if self.container.duration:
-            return float(self.container.duration) / av.time_base
-        stamps = [packet.pts for packet in self.container.demux(self._stream)]
-        known = [stamp for stamp in stamps if stamp is not None]
+        """Seconds of the pictures whose stream does not tell: by Matroska's tag, by the container, or by the packets.
+
+        A container with sound is as long as the longer of the two.
+        """
+        tagged = _CLOCK.match(self._stream.metadata.get("DURATION", ""))
+        hours, minutes, seconds = map(float, tagged.groups()) if tagged else (0.0, 0.0, 0.0)
+        if end := 3600 * hours + 60 * minutes + seconds:
+            return end - self.start
+        whole = (self.container.duration or 0) / av.time_base
+        return whole if whole and not self.container.streams.audio else self._length_of_packets(whole)
+
+    def _length_of_packets(self, whole: float) -> float:
+        """Reads all of the file; `whole` seconds where even the last packet lies long before: the file was cut off."""
+        count, end, last = 0, 0.0, 0.0
+        for packet in self.container.demux():
+            own = packet.size > 0 and packet.stream_index == self._stream.index
+            count += own
+            if packet.pts is not None:
+                length = float((packet.duration or 0) * packet.time_base) or own / self.rate
+                until = float(packet.pts * packet.time_base) - self.start + length
+                end, last = max(end, until) if own else end, max(last, until)
         self.rewind()
-        return (max(known) * self._tick - self.start if known else len(stamps) / self.rate) + 1 / self.rate
+        return whole if 0 < _SLACK * last < whole else end or count / self.rate
 
     def _jumps(self, now: float, time: float) -> bool:
         """Seek to the last key frame before `time` if that is sooner than decoding on from `now`; whether it was."""

@@ -87,7 +87,7 @@ def read_summary(uri: str) -> dict[str, int]:
 def read_pictures(world: str, with_key_frames: bool) -> pa.Table:
     """All videos, with the `path` and `at_seconds` of each candidate, in the order of their index."""
     rows = tables.read_table(world, "videos").combine_chunks()
-    impressions.refuse_duplicates(rows, "video_id", f"{world}, videos")
+    impressions.refuse_unclear_ids(rows, "video_id", f"{world}, videos")
     given = [_own_pictures(row) for row in rows.select(_present(rows, "frame_paths", "cover_path")).to_pylist()]
     found = _key_frames(world) if with_key_frames else {}
     pictures = [found.get(video) or own for video, own in zip(rows["video_id"].to_pylist(), given, strict=True)]

@@ -22,7 +22,7 @@ from components.impression_example_gen.impressions import (
     prepare,
     present_columns,
     profiles,
-    refuse_duplicates,
+    refuse_unclear_ids,
     unit_vectors,
     with_users,
     with_videos,
@@ -154,7 +154,7 @@ def feed_catalogue(world: str, contract: Contract, at: int, learned: Mapping[str
     """
     videos, past = (_read_needed(world, name, contract) for name in ("videos", "interactions"))
     videos = videos.filter(pc.not_equal(pc.fill_null(videos["video_id"], ""), "")).combine_chunks()
-    refuse_duplicates(videos, "video_id", f"{world}, videos")
+    refuse_unclear_ids(videos, "video_id", f"{world}, videos")
     past = prepare(past, contract, Splits("time", 1, 0, 0)).select(_EVENT)
     past = past.filter(pc.less(past["at"], at))
     asked = _questions(single_array(videos["video_id"]), _NOBODY, at, past.schema)
@@ -199,7 +199,7 @@ def read_catalogue(
         ContractError: Two videos have one id.
     """
     videos = _read_needed(world, "videos", contract)
-    refuse_duplicates(videos, "video_id", f"{world}, videos")
+    refuse_unclear_ids(videos, "video_id", f"{world}, videos")
     return catalogue(videos, contract, *_read_described(contract, learned or {}))
 
 

@@ -249,7 +249,7 @@ def _others(element: tuple[int, dict[str, Iterable[bytes]]], table: str, job: Jo
     if rows is None:
         return impressions.empty(job.columns[table], table, job.contract)
     if table != FEEDBACK:
-        impressions.refuse_duplicates(rows, job.columns[table][0], table)
+        impressions.refuse_unclear_ids(rows, job.columns[table][0], table)
     return rows
 
 

@@ -127,14 +127,16 @@ def empty(columns: Sequence[str], table: str, contract: Contract) -> pa.Table:
     return pa.table({name: pa.array([], types[name]) for name in columns})
 
 
-def refuse_duplicates(rows: pa.Table, key: str, where: str) -> None:
-    """Raise a ContractError if two rows of users or videos have one id: which of them is meant is not known."""
-    counts = pc.value_counts(single_array(rows[key]))
-    ids = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    twice = [name for name in ids.to_pylist() if name]
-    if twice:
+def refuse_unclear_ids(rows: pa.Table, key: str, where: str) -> None:
+    """Raise a ContractError if rows of users or videos share an id or have none: which is meant is not known."""
+    ids = pc.fill_null(single_array(rows[key]), "")
+    counts = pc.value_counts(ids)
+    twice = [name for name in counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist() if name]
+    nameless = pc.sum(pc.equal(ids, "")).as_py()
+    got = f"{nameless} without" if nameless else f"several for {min(twice)!r}" if twice else ""
+    if got:
         raise ContractError(
-            f"{where}: expected one row for each {key}, got several for {min(twice)!r}: `shortlist check` lists them, "
+            f"{where}: expected one row for each {key}, got {got}: `shortlist check` lists them, "
             "`shortlist import tables` makes a world without them"
         )
 

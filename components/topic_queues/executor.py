@@ -174,7 +174,7 @@ def _write(element: tuple[int, dict[str, Iterable[bytes]]], job: Job) -> Tally:
     total = 0 if counts is None else pc.sum(counts["shown"]).as_py()
     if videos is None:
         return {"unknown video": total}
-    impressions.refuse_duplicates(videos, "video_id", "videos")
+    impressions.refuse_unclear_ids(videos, "video_id", "videos")
     learned = videos if job.by_category else partitions.from_bytes(groups["video_topics"])
     summed = None if counts is None else _sums(counts)
     topics = _beside(videos, learned, "topics", tables.STRINGS)

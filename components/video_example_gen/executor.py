@@ -112,7 +112,7 @@ def read_summary(uri: str) -> dict[str, Any]:
 def read_videos(job: Job, division: Splits, with_key_frames: bool) -> pa.Table:
     """What examples are made from, with `cover` (a path, null without one) and `split`, an index into SPLITS."""
     rows = tables.read_table(job.world, "videos").combine_chunks()
-    impressions.refuse_duplicates(rows, "video_id", f"{job.world}, videos")
+    impressions.refuse_unclear_ids(rows, "video_id", f"{job.world}, videos")
     names = [job.title, *videos.DESCRIBED, videos.TAGS]
     kept = rows.select([name for name in dict.fromkeys(names) if name in rows.column_names])
     nothing = pa.nulls(len(rows), pa.string())

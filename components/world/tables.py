@@ -153,8 +153,8 @@ def write_table(world: str, table: str, data: pa.Table) -> None:
         pq.write_table(data, file, row_group_size=ROW_GROUP)
 
 
-def fingerprint(world: str, needed: Sequence[str] = ("users", "videos", "interactions")) -> str:
-    """What the content of a world's tables is known by, so that unchanged worlds hit the cache.
+def fingerprint(world: str, needed: Sequence[str]) -> str:
+    """What the content of a world's needed tables, and of `frame_feedback` if there, is known by for the cache.
 
     Local files are known by their bytes, remote ones by size and time of change.
     """

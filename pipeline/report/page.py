@@ -125,7 +125,7 @@ def _model(model: ModelRecords) -> dict[str, Any]:
         "record": model,
         "columns": columns,
         "failed": [gate for gate in model.gates if not gate.passed],
-        "overall": [_row(s, columns, failed, s.examples or 0) for s in model.slices if s.slice == OVERALL],
+        "overall": next((_overall(s, columns, failed) for s in model.slices if s.slice == OVERALL), None),
         "compared": any(s.baseline for s in model.slices),
         "groups": _groups([s for s in model.slices if s.slice != OVERALL], columns, failed),
         "classes": _classes(model),
@@ -194,9 +194,17 @@ def _order(each: Measured) -> tuple[float, int, str]:
     return (float(leading[0]) if leading else 0.0, -(each.examples or 0), each.value)
 
 
+def _overall(each: Measured, columns: list[Column], failed: set[tuple[str, str]]) -> dict[str, Any]:
+    """All examples: how many, and each metric with its column."""
+    return {"examples": each.examples, "cells": list(zip(columns, _cells(each, columns, failed), strict=True))}
+
+
 def _row(each: Measured, columns: list[Column], failed: set[tuple[str, str]], most: int) -> Row:
-    cells = tuple(_cell(each, column, (column.metric, each.name) in failed) for column in columns)
-    return Row(each.value, each.examples, charts.bar(each.examples or 0, 0, most), cells)
+    return Row(each.value, each.examples, charts.bar(each.examples or 0, 0, most), _cells(each, columns, failed))
+
+
+def _cells(each: Measured, columns: list[Column], failed: set[tuple[str, str]]) -> tuple[Cell, ...]:
+    return tuple(_cell(each, column, (column.metric, each.name) in failed) for column in columns)
 
 
 def _cell(each: Measured, column: Column, failed: bool) -> Cell:

@@ -66,7 +66,7 @@ class Server:
         token = options.token()
         tls = configuration.read_ssl(options.ssl_config_file) if options.ssl_config_file else None
         context = security.http_context(tls) if tls else None  # before gRPC, which would say less about a bad key
-        if token and not tls and not self.host.startswith(("127.", "::1")):
+        if token and not tls and not (self.host == "::1" or self.host.startswith("127.")):
             _logger.warning("the token travels in clear: add --ssl_config_file, or listen on 127.0.0.1 only")
         file = options.monitoring_config_file
         monitoring = configuration.read_monitoring(file) if file else Monitoring()

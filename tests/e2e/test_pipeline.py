@@ -136,6 +136,7 @@ def test_an_unchanged_run_comes_from_the_cache(pushed, world, folder, good_model
     again = run(SETTINGS, world, folder)
     after = executions(folder)
     assert all(step.cached for step in again.steps)
+    assert (pushed.unchanged, again.unchanged) == ([], ["ranker"])
     # MLMD: each node has one execution more than before, and none of them did any work (state 5 is CACHED).
     assert {node: states[-1] for node, states in after.items()} == dict.fromkeys(STEPS, 5)
     assert {node: len(states) - len(before[node]) for node, states in after.items()} == dict.fromkeys(STEPS, 1)

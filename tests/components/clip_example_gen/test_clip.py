@@ -97,6 +97,14 @@ def test_frames_of_any_container_are_those_of_their_times(media, name, codec):
     np.testing.assert_allclose(levels(clip.frames), 5 * 25 * np.array(clip.times), atol=4)  # 5 a frame
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.flv", "flv1"), ("a.nut", "mpeg4")])
+def test_a_clip_is_as_long_as_its_pictures_where_the_sound_is_longer(media, name, codec):
+    """Of these containers the header tells the length of the file, not of a stream."""
+    clip = read_clip(media.write(name, media.plain(range(0, 200, 10)), codec=codec, tone=media.sine(440, 9.0)), SMALL)
+    assert clip.seconds == pytest.approx(2.0, abs=0.01)
+    np.testing.assert_allclose(clip.times, [0.2, 0.7, 1.2, 1.7], atol=0.01)  # shown at .25, .75, 1.25 and 1.75 s
+
+
 def test_a_remote_file_gives_the_same_clip(media):
     path = media.write("a.mp4", media.plain(range(0, 200, 10)), tone=media.sine(440, 2.0))
     tf.io.gfile.copy(path, "ram://clips/a.mp4", overwrite=True)
@@ -171,6 +179,9 @@ def broken(media, name: str) -> str:
             return media.cut("cut.mp4", good, 0.5)
         case "truncated mkv":
             return media.cut("cut.mkv", media.write("good.mkv", media.plain(range(250))), 0.5)
+        case "truncated flv":  # its header tells one length for pictures and sound
+            sounding = media.write("good.flv", media.plain(range(80)), codec="flv1", tone=media.sine(440, 8.0))
+            return media.cut("cut.flv", sounding, 0.5)
         case "truncated avi":
             return media.cut("cut.avi", media.write("good.avi", media.plain(range(250)), codec="mpeg4"), 0.3)
         case "sound only":
@@ -203,6 +214,7 @@ def broken(media, name: str) -> str:
         ("truncated mp4", "not a video"),  # its index is at the end
         ("truncated mkv", "truncated"),
         ("truncated avi", "truncated"),
+        ("truncated flv", "truncated"),
         ("sound only", "no video stream"),
         ("picture", "one frame"),
         ("drawing", "no decoder"),

@@ -167,7 +167,7 @@ def videos(groups: list[str | None], published: list[int] | None = None) -> pa.T
 def test_a_video_without_an_id_is_one_clear_error(tmp_path):
     media_paths = ["a.mp4", "b.mp4", "c.mp4"]
     tables.write_table(str(tmp_path), "videos", pa.table({"video_id": ["a", None, ""], "media_path": media_paths}))
-    with pytest.raises(ContractError, match=r"expected a video_id in every row, got 2 without: `shortlist check`"):
+    with pytest.raises(ContractError, match=r"expected one row for each video_id, got 2 without: `shortlist check`"):
         run(str(tmp_path), str(tmp_path / "examples"))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from components.world import files, tables
 from transform import contract
-from transform.contract import ContractError
+from transform.contract import TABLES, ContractError
 
 STRINGS = pa.list_(pa.string())
 VIDEOS = pa.table(
@@ -209,15 +209,15 @@ def test_what_is_missing_is_named(tmp_path):
 def test_the_fingerprint_follows_the_content(tmp_path):
     def world(name: str, title: str) -> str:
         folder = str(tmp_path / name)
-        for table in ("users", "videos", "interactions"):
+        for table in TABLES:
             tables.write_table(folder, table, pa.table({"title": [title]}))
-        return tables.fingerprint(folder)
+        return tables.fingerprint(folder, TABLES)
 
     assert world("a", "x") == world("b", "x") != world("c", "y")
     tables.write_table(str(tmp_path / "a"), "frame_feedback", pa.table({"liked": [1.0]}))
-    told = tables.fingerprint(str(tmp_path / "a"))
+    told = tables.fingerprint(str(tmp_path / "a"), TABLES)
     tables.write_table(str(tmp_path / "a"), "frame_feedback", pa.table({"liked": [0.0]}))
-    assert len({world("b", "x"), told, tables.fingerprint(str(tmp_path / "a"))}) == 3
+    assert len({world("b", "x"), told, tables.fingerprint(str(tmp_path / "a"), TABLES)}) == 3
 
 
 def test_a_failed_write_leaves_the_old_table(tmp_path):
@@ -239,7 +239,7 @@ def test_a_world_may_lie_on_a_file_system_of_tensorflow():
     assert tables.read_table(world, "videos", ["title", "look"]).equals(VIDEOS.select(["title", "look"]))
     assert [shard.rows for shard in tables.shards(world, "videos")] == [3]
     with pytest.raises(ContractError, match="the table users is missing"):
-        tables.fingerprint(world)
+        tables.fingerprint(world, TABLES)
 
 
 def test_local_worlds_need_no_tensorflow(tmp_path):
