@@ -6,7 +6,8 @@ as the component does before it makes and writes examples; it is there to tell w
 
 Every measurement is a fresh process. Beam's and TensorFlow's start takes as long as hundreds of clips, so everything
 runs over `--clips` and over a quarter of them, and the difference counts. A worker decodes in one process and makes
-examples in another, so that one worker uses somewhat more than one core.
+examples in another, so that one worker uses more than one core: it is also measured kept on one, and the processor time
+of a clip stands beside the rates.
 
     python benchmarks/decode.py [--from DIR of class folders] [--clips 800] [--repeats 3] [--key-frames 0] [--quick]
 """
@@ -18,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,10 +32,11 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SPLITS = '{"by": "hash", "train": 0.4, "valid": 0.3, "test": 0.3}'
 PACKAGES = ("apache-beam", "av", "numpy", "opencv-python-headless", "tensorflow", "tensorflow-io", "tfx")
-LOOP, FULL_LOOP = "loop", "full-loop"
+LOOP, FULL_LOOP, ONE_CORE = "loop", "full-loop", "one-core"
 MEASURED = {  # as --measure names it
     LOOP: "bare PyAV loop: decode, resize",
     FULL_LOOP: "bare PyAV loop: decode, resize, JPEG, sound",
+    ONE_CORE: "ClipExampleGen, one worker kept on one core",
     "1": "ClipExampleGen, one worker",
     "2": "ClipExampleGen, two workers",
 }
@@ -72,9 +75,13 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     for repeat in range(arguments.repeats):
         for what, title in MEASURED.items():
             short, long = (_in_own_process(what, world, settings) for world in worlds)
-            rate = round((long["clips"] - short["clips"]) / (long["seconds"] - short["seconds"]), 2)
-            results.append({"what": what, "repeat": repeat, "clips_per_second": rate, "short": short, "long": long})
-            print(f"{rate:>8.2f} clips/s  {title}", flush=True)
+            more = {name: long[name] - short[name] for name in long}
+            result = {
+                "clips_per_second": round(more["clips"] / more["seconds"], 2),
+                "cpu_ms_per_clip": round(1000 * more["cpu_seconds"] / more["clips"], 1),
+            }
+            results.append({"what": what, "repeat": repeat, **result, "short": short, "long": long})
+            print(f"{result['clips_per_second']:>8.2f} clips/s {result['cpu_ms_per_clip']:>6} ms  {title}", flush=True)
     return results
 
 
@@ -98,12 +105,21 @@ def measure(what: str, world: str, settings_json: str) -> dict[str, Any]:
     paths = tables.read_table(world, "videos", ["media_path"])["media_path"].to_pylist()
     settings = ClipSettings.from_json(settings_json)
     decode_bare(paths[:2], settings, True)  # imports, and nothing else
-    start = time.perf_counter()
+    if what == ONE_CORE:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # and with it all that this process starts
+    start, cpu = time.perf_counter(), _cpu_seconds()
     if what in (LOOP, FULL_LOOP):
         decode_bare(paths, settings, what == FULL_LOOP)
     else:
-        decode_component(world, settings_json, int(what))
-    return {"clips": len(paths), "seconds": round(time.perf_counter() - start, 3)}
+        decode_component(world, settings_json, 1 if what == ONE_CORE else int(what))
+    seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
+    return {"clips": len(paths), "seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3)}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def decode_component(world: str, settings_json: str, workers: int) -> None:
@@ -180,9 +196,13 @@ def write_results(results: list[dict[str, Any]], arguments: argparse.Namespace) 
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "decode.json").write_text(json.dumps(record, indent=1) + "\n")
-    lines = ["| | clips/s (slowest) |", "|---|---:|"]
-    lines += [f"| {title} | {best[what]:.1f} ({worst[what]:.1f}) |" for what, title in MEASURED.items()]
+    cpu = {what: min(r["cpu_ms_per_clip"] for r in results if r["what"] == what) for what in MEASURED}
+    lines = ["| | clips/s (slowest) | processor time, ms a clip |", "|---|---:|---:|"]
+    lines += [
+        f"| {title} | {best[what]:.1f} ({worst[what]:.1f}) | {cpu[what]:.0f} |" for what, title in MEASURED.items()
+    ]
     lines += ["", *(f"- {name}: {ratios[name]:.2f} (bar {bar})" for name, bar in BARS.items())]
+    lines.append(f"- two workers / one worker kept on one core: {best['2'] / best[ONE_CORE]:.2f} (no bar)")
     lines.append(f"- one worker / bare loop with JPEG and sound: {best['1'] / best[FULL_LOOP]:.2f} (no bar)")
     lines.append(
         f"\n{record['source']}, {arguments.clips} clips, 32 frames of 224 x 224 and sound a clip, key frames "

@@ -275,4 +275,6 @@ class Video:
             if self.decoded > self.settings.max_frames:
                 raise FaultError("too many frames", f"above {self.settings.max_frames} decoded")
             self._refuse_size(frame.width, frame.height)  # it may change midway
+            if frame.pts is None:  # then its time is known by counting, and nothing may be jumped over
+                self._seeks = False
             yield (self.decoded - 1) / self.rate if frame.pts is None else self._time(frame.pts), frame

@@ -113,7 +113,9 @@ def test_a_remote_file_gives_the_same_clip(media):
     np.testing.assert_array_equal(remote.windows, local.windows)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.ts", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.ts", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.h264", "libx264")]
+)
 def test_frames_of_a_long_file_are_those_of_their_times(media, name, codec):
     """Whether the container has an index or not: the levels rise by 10 a frame, over and over."""
     path = media.write(name, media.plain(range(0, 250, 10)), rate=25, codec=codec, repeat=60)
