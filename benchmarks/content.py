@@ -3,10 +3,11 @@
     python benchmarks/content.py [--seeds 3] [--only-missing] [--work runs/content]
 
 For each seed a demo world is drawn, and clips, classifier, content vectors and impressions made of it by the pipeline
-of `make demo`, without topics. The demo's ranker is then trained three times on the same examples, with nothing
-different but `model.modality` (off leaves out `content_match` too); the epoch with the best validation AUC scores the
-test split, the last tenth by time. A video is new (cold start) if no event of it is earlier than the train split's
-end; `told` says whether its uploader gave it a category. Results: `results/content.json` and `.md`.
+of `make demo`, without topics and without what frames look like: all content is the classifier's. The demo's ranker is
+then trained three times on the same examples, with nothing different but `model.modality` (off leaves out
+`content_match` too); the epoch with the best validation AUC scores the test split, the last tenth by time. A video is
+new (cold start) if no event of it is earlier than the train split's end; `told` says whether its uploader gave it a
+category. Results: `results/content.json` and `.md`.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def main() -> None:
     results = table.Results(HERE / "results" / "content.json")
     for seed in range(options.seeds):
         folder = options.work / f"seed{seed}"
-        run = _record(options.run) if options.run and seed == 0 else _pipeline(folder, seed)
+        run = _pipeline(folder, seed)
         for name in VARIANTS:
             if not (options.only_missing and results.has("demo", "ours", name, seed)):
                 key = {"protocol": "demo", "side": "ours", "model": name, "seed": seed}
@@ -55,9 +56,6 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--run", type=Path, help="folder of a run of `make demo`, whose world has seed 0, to take as it is"
-    )
     parser.add_argument("--only-missing", action="store_true", help="skip what the results hold already")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "content")
     return parser.parse_args()
@@ -74,14 +72,10 @@ def _pipeline(folder: Path, seed: int) -> Row:
     ranker = settings.models["ranker"].model_copy(update={"model": {"architecture": "lr"}, "gates": open_to["auc"]})
     classifier = settings.models["video_classifier"].model_copy(update={"gates": open_to["accuracy"]})
     models = {"video_classifier": classifier, "ranker": ranker}
-    settings = settings.model_copy(update={"topics": None, "models": models})
+    settings = settings.model_copy(update={"topics": None, "frames": None, "feed": None, "models": models})
     import_demo(None, str(folder / "world"), seed=seed)
     local_runner.run(settings, str(folder / "world"), folder / "run", Console(), folder / "run.log")
-    return _record(folder / "run")
-
-
-def _record(run: Path) -> Row:
-    return dict(json.loads((run / "run.json").read_text()))
+    return dict(json.loads((folder / "run" / "run.json").read_text()))
 
 
 def _measure(run: Row, folder: Path, variant: str, seed: int) -> Row:

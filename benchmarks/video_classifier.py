@@ -269,7 +269,9 @@ def _dropout_table(results: table.Results) -> list[str]:
 
 def _spread(rows: list[dict[str, Any]], value: str) -> str:
     values = [row[value] for row in rows]
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else ""
+    if len(values) < 2:
+        return "".join(f"{value:.3f} (one)" for value in values)
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
 
 
 if __name__ == "__main__":

@@ -341,7 +341,7 @@ def _run(config: RunConfig, world: str, folder: Path) -> Path:
 
 
 def _print_outcome(console: Console, record: Run, folder: Path) -> None:
-    from pipeline.report.gates import gates_of
+    from pipeline.report.gates import gates_of, summary_of
 
     for model, artifacts in record.artifacts.items():
         version = record.served_version[model]
@@ -349,6 +349,8 @@ def _print_outcome(console: Console, record: Run, folder: Path) -> None:
             said, where = ("Unchanged", "in") if model in record.unchanged else ("Pushed", "to")
             place = f"{folder}/models/{model}"
             console.print(f"[green]{said}[/] {model} version {version} {where} {place}", highlight=False)
+            if held := summary_of(gates_of(model, artifacts)):
+                console.print(f"[dim]  {held}[/]", highlight=False, soft_wrap=True)
             continue
         table = Table(title=f"{model} was refused: nothing is pushed", title_style="bold red")
         for column in ("metric", "slice", "gate", "needed", "got", "served model"):

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from pipeline.runs import load_run
 from transform import contract as contracts
 
 USED = (CLASSIFIER, REPRESENTATION, RANKER, RETRIEVER, COVER_CHOOSER)  # served models that later steps are made of
+_WEIGHTS = ("", ".index", ".data-00000-of-00001", "/saved_model.pb", "/variables/variables.data-00000-of-00001")
 Outcome = Literal["pushed", "refused", "failed"]
 
 # What the report needs: component and type of an artifact, and the name it goes by in run.json.
@@ -110,7 +111,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
     """
     contract = contracts.load(config.contract)
     for name, model in config.models.items():
-        check_settings(name, model.model, model.training)
+        check_settings(name, model.model, model.training, contract, config.clips)
     folder = folder.resolve()
     last = _last_run(folder, config.name)
     at = training_pipeline.Locations(
@@ -124,6 +125,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
             if config.topics or config.frames
             else ""
         ),
+        weights={name: _named_files(model.model) for name, model in config.models.items()},
     )
     folder.mkdir(parents=True, exist_ok=True)
     connection = metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite"))
@@ -180,6 +182,13 @@ def _weights(config: RunConfig) -> str:
     """What the weights of the encoder of frames are known by."""
     weights = config.frames.weights if config.frames else None
     return f"{files.sketch(weights)}-" if weights else ""
+
+
+def _named_files(settings: Any) -> str:
+    """What the files are known by that a model's settings name: weights, checkpoints and SavedModels."""
+    if isinstance(settings, Mapping):
+        return "".join(_named_files(value) for value in settings.values())
+    return "".join(files.sketch(settings + end) for end in _WEIGHTS) if isinstance(settings, str) else ""
 
 
 def _last_run(folder: Path, name: str) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from transform.clip_settings import ClipSettings
+from transform.contract import CONTENT, Contract
+
 Stream = Literal["clips", "videos", "impressions"]
 
 PREPROCESSING: dict[Stream, str] = {  # given to Transform; models of one stream share what it makes
@@ -85,11 +88,17 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 
-def check_settings(name: str, model: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+def check_settings(
+    name: str,
+    model: Mapping[str, Any],
+    training: Mapping[str, Any],
+    contract: Contract,
+    clips: ClipSettings | None,
+) -> None:
     """Refuse settings of a model before anything runs, rather than when it comes to train.
 
     Raises:
-        ContractError: An unknown key, or a value that does not fit.
+        ContractError: An unknown key, a value that does not fit, or a classifier for other clips or content vectors.
     """
     entry = MODELS[name]
     for dotted, values, where in (
@@ -97,4 +106,7 @@ def check_settings(name: str, model: Mapping[str, Any], training: Mapping[str, A
         (entry.training_settings, training, f"models.{name}.training"),
     ):
         module, _, attribute = dotted.rpartition(".")
-        getattr(importlib.import_module(module), attribute).of(values, where)
+        settings = getattr(importlib.import_module(module), attribute).of(values, where)
+        if entry.settings == dotted and entry.examples == "clips" and clips is not None:
+            made = [f.dimension for f in contract.features if f.source.removeprefix("content.") in CONTENT]
+            settings.check(clips, [dimension for dimension in made if dimension])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow_model_analysis as tfma
@@ -63,6 +64,7 @@ class Locations:
         models: Push destination; each model has a folder of versions in it.
         clips_fingerprint: As `fingerprint`, of the world's media.
         videos_fingerprint: As `fingerprint`, of the world's covers and frames.
+        weights: By model, what the files that its settings name are known by, so that others train anew.
     """
 
     world: str
@@ -71,6 +73,7 @@ class Locations:
     models: str
     clips_fingerprint: str = ""
     videos_fingerprint: str = ""
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -331,6 +334,7 @@ def _model_nodes(name: str, run: _Run, stream: _Stream, transform: base_node.Bas
             "model": {**model.model, **of_covers},
             "training": model.training,
             "checkpoint_dir": f"{run.at.root}/checkpoints/{name}",
+            "weights": run.at.weights.get(name, ""),
         },
         frames=stream.frames if entry.frames else None,
     )

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
-from pydantic import Field
+from pydantic import Field, model_validator
 from sklearn.metrics import accuracy_score, log_loss, precision_score, recall_score
+from typing_extensions import Self
 
 from trainer.clip_data import Augmentation
 from trainer.keras_version import keras
@@ -22,7 +23,6 @@ from transform.clips import PRIMARY_CATEGORY
 
 class ClipTrainingConfig(TrainingConfig):
     """How a video classifier is trained: see `TrainingConfig`, whose defaults are for rows that are smaller.
-
     Attributes:
         batch_size: Clips a step, over all replicas.
         shuffle_rows: Buffer of encoded clips that shuffles; half a megabyte each at 32 frames of 224 x 224.
@@ -36,6 +36,12 @@ class ClipTrainingConfig(TrainingConfig):
     checkpoint_steps: int = Field(default=100, ge=1)
     augmentation: Augmentation | None = Augmentation()
     class_weights: Literal["none", "balanced"] = "none"
+
+    @model_validator(mode="after")
+    def _check_streamed(self) -> Self:
+        if "memory_gigabytes" in self.model_fields_set:
+            raise ValueError("memory_gigabytes is of rows; clips are always streamed: remove it")
+        return self
 
     @property
     def validation_batch_size(self) -> int:

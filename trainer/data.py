@@ -31,6 +31,7 @@ class Split:
         spec: How one example is parsed.
         rows: How many there are.
         columns: All of them, or None where they are streamed.
+        only_clicks: Of rows that are streamed, the others are passed over.
     """
 
     contract: Contract
@@ -38,6 +39,7 @@ class Split:
     spec: Mapping[str, Any]
     rows: int
     columns: Mapping[str, np.ndarray] | None
+    only_clicks: bool = False
 
     def epochs(
         self, first: int, last: int, batch_size: int, seed: int, shuffle_rows: int, skip: int = 0
@@ -56,8 +58,8 @@ class Split:
         """
         if self.columns is None:
             orders = (shuffled(records(self.files), shuffle_rows, seed + epoch) for epoch in range(first, last))
-            full = (order.batch(batch_size, drop_remainder=True) for order in orders)
-            batches = reduce(tf.data.Dataset.concatenate, full).skip(skip).map(self._parse, tf.data.AUTOTUNE)
+            full = (self._streamed(order, batch_size, drop_remainder=True) for order in orders)
+            batches = reduce(tf.data.Dataset.concatenate, full).skip(skip)
         else:
             columns = {name: tf.constant(values) for name, values in self.columns.items()}
             order = tf.data.Dataset.range(first, last).flat_map(lambda epoch: self._order(epoch, batch_size, seed))
@@ -70,7 +72,7 @@ class Split:
     def in_order(self, batch_size: int) -> tf.data.Dataset:
         """All rows once, in order, as batches of (inputs, label, weight)."""
         if self.columns is None:
-            batches = records(self.files).batch(batch_size).map(self._parse, tf.data.AUTOTUNE)
+            batches = self._streamed(records(self.files), batch_size)
         else:
             columns = {name: tf.constant(values) for name, values in self.columns.items()}
             starts = tf.data.Dataset.range(0, self.rows, batch_size)
@@ -89,6 +91,17 @@ class Split:
         )
         steps = self.rows // batch_size
         return tf.data.Dataset.from_tensor_slices(tf.reshape(shuffled[: steps * batch_size], [steps, batch_size]))
+
+    def _streamed(self, rows: tf.data.Dataset, batch_size: int, drop_remainder: bool = False) -> tf.data.Dataset:
+        """Records to parsed batches."""
+        if not self.only_clicks:
+            return rows.batch(batch_size, drop_remainder).map(self._parse, tf.data.AUTOTUNE)
+        clicks = rows.batch(READ_BATCH).map(self._parse, tf.data.AUTOTUNE).map(self._clicks, tf.data.AUTOTUNE)
+        return clicks.rebatch(batch_size, drop_remainder)
+
+    def _clicks(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        clicked = batch[self.contract.label.name] > 0
+        return {name: tf.boolean_mask(values, clicked) for name, values in batch.items()}
 
     def _parse(self, records: tf.Tensor) -> dict[str, tf.Tensor]:
         return tf.io.parse_example(records, dict(self.spec))
@@ -126,18 +139,19 @@ def read(patterns: Sequence[str], feature_spec: Mapping[str, Any], contract: Con
 
 
 def positives(split: Split) -> Split:
-    """The clicks of a split; of one too large for memory all rows, of which the loss heeds the clicks.
+    """The clicks of a split; one too large for memory is read once to count them.
 
     Raises:
         ContractError: There are none.
     """
-    if split.columns is None:
-        return split
-    rows = np.flatnonzero(split.columns[split.contract.label.name] > 0)
+    labels = split.answers()[0] if split.columns is None else split.columns[split.contract.label.name]
+    rows = np.flatnonzero(labels > 0)
     if not len(rows):
         raise ContractError(
             f"expected positive impressions in {', '.join(split.files)}, got {split.rows} negative ones"
         )
+    if split.columns is None:
+        return replace(split, rows=len(rows), only_clicks=True)
     return replace(split, rows=len(rows), columns={n: v[rows] for n, v in split.columns.items()})
 
 

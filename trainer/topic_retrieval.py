@@ -172,12 +172,14 @@ def objective(config: Config, contract: Contract, videos: Videos) -> Objective:
     def loss(inputs: Tensors, outputs: Tensors, label: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
         ids = tf.concat([inputs[key], outputs["negative_ids"]], axis=0)
         weight = weight * label  # only clicks teach
+        probability = sampling_probability(tf.gather(share, ids), total, label, config.negatives)
         summed = _RETRIEVAL_LOSS(
             task,
             outputs["query"],
             tf.concat([outputs["candidate"], outputs["negatives"]], axis=0),
             sample_weight=weight,
-            candidate_sampling_probability=sampling_probability(tf.gather(share, ids), total, label, config.negatives),
+            # TFRS takes 1e-6 for anything less, as rare videos of a large catalogue are; a common factor is no matter.
+            candidate_sampling_probability=probability / tf.reduce_max(probability),
             candidate_ids=ids,
             compute_metrics=False,
             compute_batch_metrics=False,

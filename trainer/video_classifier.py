@@ -9,13 +9,13 @@ B batch, T frames, T' time steps of the network, S pixels, P x M a spectrogram, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import tensorflow as tf
 import tensorflow_transform as tft
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from trainer.clip_data import read
@@ -64,12 +64,12 @@ class Config(Settings):
     """
 
     visual: Literal["conv3d", "c2d", "i3d"] = "conv3d"
-    filters: tuple[int, ...] = Field(default=(32, 64, 128), min_length=1)
+    filters: tuple[PositiveInt, ...] = Field(default=(32, 64, 128), min_length=1)
     rgb_checkpoint: str | None = None
     flow_checkpoint: str | None = None
     two_stream: bool = False
     scene: Scene | None = None
-    sound_filters: tuple[int, ...] | None = Field(default=(16, 32, 64), min_length=1)
+    sound_filters: tuple[PositiveInt, ...] | None = Field(default=(16, 32, 64), min_length=1)
     title_width: int | None = Field(default=64, ge=1)
     width: int = Field(default=128, ge=2, multiple_of=2)
     clusters: int = Field(default=8, ge=1)
@@ -86,6 +86,30 @@ class Config(Settings):
         if self.flow_checkpoint and not self.two_stream:
             raise ValueError("flow_checkpoint needs `two_stream: true`")
         return self
+
+    def check(self, clips: ClipSettings, vectors: Iterable[int] = ()) -> None:
+        """Refuse what does not go together.
+
+        Args:
+            clips: What the model would see.
+            vectors: Lengths of the content vectors that others expect of it.
+
+        Raises:
+            ContractError: The clips do not have what the model needs, or its vectors are of another length.
+        """
+        if self.two_stream and not clips.flow:
+            raise ContractError(
+                "model.two_stream: expected clips with optical flow, got none: set `flow: true` for clips"
+            )
+        if (self.visual == "i3d" or self.scene) and clips.size < 32:
+            raise ContractError(
+                f"model: i3d and scene need frames of at least 32 pixels, got size {clips.size} for clips"
+            )
+        if others := sorted(set(vectors) - {self.width}):
+            raise ContractError(
+                f"model.width: expected {others[0]}, the dimension that the contract gives content vectors, got "
+                f"{self.width}: make them equal"
+            )
 
 
 def build_model(config: Config, clips: ClipSettings, sizes: Mapping[str, int]) -> keras.Model:
@@ -111,7 +135,7 @@ def build_model(config: Config, clips: ClipSettings, sizes: Mapping[str, int]) -
     Raises:
         ContractError: The clips do not have what the config needs, or weights do not fit.
     """
-    _check(config, clips)
+    config.check(clips)
     inputs = _inputs(config, clips)
     streams = _streams(config, clips, inputs)
     local = keras.layers.Dense(config.width, "relu")(_concatenate(streams))
@@ -188,13 +212,6 @@ def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor, class_weights: tf.Tenso
     entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     weight = known if class_weights is None else known * tf.gather(class_weights, labels)
     return tf.reduce_sum(entropy * weight) / tf.maximum(tf.reduce_sum(known), 1.0)
-
-
-def _check(config: Config, clips: ClipSettings) -> None:
-    if config.two_stream and not clips.flow:
-        raise ContractError("model.two_stream: expected clips with optical flow, got none: set `flow: true` for clips")
-    if (config.visual == "i3d" or config.scene) and clips.size < 32:
-        raise ContractError(f"model: i3d and scene need frames of at least 32 pixels, got size {clips.size} for clips")
 
 
 def _inputs(config: Config, clips: ClipSettings) -> Tensors:
@@ -283,7 +300,7 @@ def run_fn(fn_args: Any) -> None:
     settings = ClipSettings.from_json(given["clips"])
     config = Config.of(given.get("model", {}), "model")
     training = ClipTrainingConfig.of(given.get("training", {}), "training")
-    _check(config, settings)
+    config.check(settings)
     strategy = make_strategy(training)
     transform_output = tft.TFTransformOutput(fn_args.transform_graph_path)
     inputs = list(_inputs(config, settings))

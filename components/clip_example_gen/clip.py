@@ -12,7 +12,8 @@ import numpy as np
 
 from components.clip_example_gen import sound
 from components.clip_example_gen.key_frames import candidate_times
-from components.clip_example_gen.video import Image, Video
+from components.clip_example_gen.video import Video
+from components.world.pictures import Image
 from transform.clip_settings import ClipSettings
 
 MAX_FLOW = 20.0  # as transform.clips, which needs TensorFlow

@@ -124,6 +124,7 @@ def read_videos(job: Job, division: Splits) -> pa.Table:
 def build(pipeline: beam.Pipeline, rows: pa.Table, job: Job, known: dict[str, Any]) -> None:
     """Add the whole graph to a pipeline; `known` goes into the summary."""
     wanted = max(-(-len(rows) // CLIPS_PER_PARTITION), MIN_PARTITIONS)
+    wanted = 1 << (wanted - 1).bit_length()  # so that a grown world's partition holds clips of one of the last run's
     (
         pipeline
         | "Videos" >> beam.Create(list(partitions.split(rows, "video_id", wanted)))
@@ -273,8 +274,7 @@ def _summarise(accounts: list[Account], job: Job, known: dict[str, Any]) -> None
     key_frames = pa.concat_tables([KEY_FRAMES.empty_table(), *(account.key_frames for account in accounts)])
     rejected = pa.concat_tables([REJECTED.empty_table(), *(account.rejected for account in accounts)])
     tables.write_table(job.uri, "rejected", rejected)
-    if job.settings.key_frames:
-        tables.write_table(job.world, "key_frames", key_frames.sort_by([("video_id", "ascending")]))
+    tables.write_table(job.world, "key_frames", key_frames.sort_by([("video_id", "ascending")]))
     reasons = {key.removeprefix("rejected "): n for key, n in counts.items() if key.startswith("rejected ")}
     summary = {
         "rows": {split: counts[f"rows {split}"] for split in SPLITS},

@@ -16,14 +16,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from components.clip_example_gen.clip import Clip, read_clip
-from components.clip_example_gen.video import FaultError
+from components.clip_example_gen.video import FaultError, Video
 from transform.clip_settings import ClipSettings
 
 _START_SECONDS = 120.0
 _ROOT = Path(__file__).parents[2]
 
 
-Job = tuple[str, bool]
+Job = tuple[str, bool | None]
 
 
 class Decoder:
@@ -41,7 +41,7 @@ class Decoder:
         """What comes of each file; while the caller works on one, the next is decoded.
 
         Args:
-            jobs: Path, and whether to look for candidates for the cover, of each file.
+            jobs: Path, and whether to look for candidates for the cover, of each file; None: only its length is wanted.
 
         Yields:
             In the same order, clips and the faults of files that give none, take too long, or end the process.
@@ -83,7 +83,7 @@ class Decoder:
         try:
             if self._connection.poll(limit):
                 return self._connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # it ended between two answers, or within one
             return FaultError("decoder crashed", f"exit code {self.close()}")
         self.close()
         return FaultError("too slow", f"not decoded within {limit:g} s")
@@ -119,8 +119,11 @@ def serve(connection: Connection) -> None:
         connection.send(_answer(path, settings, with_key_frames))
 
 
-def _answer(path: str, settings: ClipSettings, with_key_frames: bool) -> Clip | FaultError:
+def _answer(path: str, settings: ClipSettings, with_key_frames: bool | None) -> Clip | FaultError:
     try:
+        if with_key_frames is None:
+            with Video(path, settings) as video:
+                return Clip(video.seconds)
         return read_clip(path, settings, with_key_frames)
     except FaultError as fault:
         return fault

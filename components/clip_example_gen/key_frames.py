@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 
-from components.clip_example_gen.video import Image, Video
+from components.clip_example_gen.video import Video
+from components.world.pictures import Image
 
 NEW_SHOT = 0.35  # share of the pixels that change their colour bin between two shots
 _LOOKS_PER_CANDIDATE = 32
@@ -23,7 +26,8 @@ def candidate_times(video: Video, count: int) -> list[float]:
         count: K, how many.
 
     Returns:
-        K times in seconds, ascending: the boundaries with the largest differences, then the middles of equal parts.
+        K different times in seconds, ascending: the boundaries with the largest differences, and moments spread over
+        the longest shots.
     """
     if count == 0:
         return []
@@ -35,9 +39,18 @@ def candidate_times(video: Video, count: int) -> list[float]:
         boundaries += [(change, time)] if change > NEW_SHOT else []
         before = colours
     video.rewind()
-    chosen = [time for _, time in sorted(boundaries, reverse=True)[:count]]
-    parts = count - len(chosen)
-    return sorted([*chosen, *((part + 0.5) * video.seconds / parts for part in range(parts))])
+    chosen = sorted(time for _, time in sorted(boundaries, reverse=True)[:count])
+    return sorted([*chosen, *_spread([0.0, *chosen, video.seconds], count - len(chosen))])
+
+
+def _spread(bounds: list[float], count: int) -> list[float]:
+    """Moments in the longest of the intervals between the bounds: the middles of the equal parts that one is cut in."""
+    parts = [0] * (len(bounds) - 1)
+    for _ in range(count):
+        lengths = [(high - low) / (n + 1) for (low, high), n in zip(pairwise(bounds), parts, strict=True)]
+        parts[lengths.index(max(lengths))] += 1
+    cut = zip(pairwise(bounds), parts, strict=True)
+    return [low + (part + 0.5) * (high - low) / n for (low, high), n in cut for part in range(n)]
 
 
 def _colours(image: Image) -> np.ndarray:

@@ -6,6 +6,7 @@ gaps in long ones, so that the cost does not grow with the clip), M mel bands.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,10 +60,20 @@ def windows(container: Any, settings: ClipSettings, start: float, segments: Sequ
 
 
 def _samples(container: Any, rate: int, start: float, offset: int) -> Iterator[tuple[int, Samples]]:
-    """Pieces of the first audio stream, resampled, each with its position after `offset` (both in samples)."""
+    """Pieces of the first audio stream, resampled, each with its position after `offset` (both in samples).
+
+    Sound that cannot be decoded ends there, or is none: it costs no clip.
+    """
     stream = container.streams.audio[0]
     if stream.codec_context is None:  # FFmpeg knows the format and has no decoder for it
         return
+    try:
+        yield from _decoded(container, stream, rate, start, offset)
+    except (av.FFmpegError, ValueError) as error:
+        logging.getLogger(__name__).warning("%s: the sound ends early: %r", container.name, error)
+
+
+def _decoded(container: Any, stream: Any, rate: int, start: float, offset: int) -> Iterator[tuple[int, Samples]]:
     if offset > rate:
         container.seek(round((start + offset / rate - 1) * av.time_base))
     resampler, form = None, None

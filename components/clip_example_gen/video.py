@@ -13,11 +13,11 @@ from typing import Any
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from components.world import files
+from components.world.pictures import Image
 from transform.clip_settings import ClipSettings
 
 MAX_FPS = 1000.0
@@ -28,8 +28,6 @@ _SLACK = 1.1  # by how much a header may promise more than there is
 _SCALED_FIRST = ("yuv420p", "yuvj420p")  # three times as fast as turning all pixels into colours
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+\.?\d*)")
 _NO_MEDIA = ("tty", "subtitle", "hls", "dash", "concat", "lavfi")  # text that FFmpeg reads as media, or lists of files
-
-Image = npt.NDArray[np.uint8]
 
 
 class FaultError(Exception):
@@ -151,16 +149,18 @@ class Video:
                 shown, following = next(frames, shown), next(frames, None)
             while following is not None and following[0] <= time + 1e-6:
                 shown, following = following, next(frames, None)
-            if following is None and time > _SLACK * shown[0] + 1 / self.rate + 0.25:
-                raise FaultError("truncated", f"pictures end at {shown[0]:.2f} s of {self.seconds:.2f} s")
+            until = shown[0] + float((shown[1].duration or 0) * (shown[1].time_base or 0))
+            if following is None and time > _SLACK * until + 1 / self.rate + 0.25:
+                raise FaultError("truncated", f"pictures end at {until:.2f} s of {self.seconds:.2f} s")
             yield shown[0], shown[1], following[1] if following is not None else None
 
     def key_frames(self, apart: float) -> Iterator[tuple[float, Any]]:
         """Frames that decode on their own, at least so many seconds apart; the others are not decoded."""
         due = -np.inf
         for packet in self.container.demux(self._stream):
-            if packet.is_keyframe and packet.pts is not None and packet.pts * self._tick >= due:
-                due = packet.pts * self._tick + apart
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if packet.is_keyframe and stamp is not None and stamp * self._tick >= due:
+                due = stamp * self._tick + apart
                 yield from self._decode(packet)
         yield from self._decode(None)
 
@@ -188,6 +188,7 @@ class Video:
         if self._stream.codec_context is None:
             raise FaultError("no decoder", "FFmpeg knows the format of the pictures, but has no decoder for it")
         self._stream.thread_count = 1  # as many files are decoded at once as there are cores
+        self._stream.codec_context.options = {"max_pixels": str(self.settings.max_pixels)}
         self._tick = float(self._stream.time_base)
         self.start = (self._stream.start_time or 0) * self._tick
 

@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from components.clip_example_gen.video import Image
 from components.frame_embedder.settings import FrameSettings
 from components.world import files
+from components.world.pictures import Image
 from transform.contract import ContractError
 
 HUES, DIRECTIONS, PARTS = 12, 6, 2

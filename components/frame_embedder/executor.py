@@ -24,11 +24,11 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
-from components.clip_example_gen.video import Image
 from components.frame_embedder.encoders import Encoder, encoder
 from components.frame_embedder.settings import FrameSettings
 from components.impression_example_gen import impressions, partitions
 from components.world import files, tables
+from components.world.pictures import Image, read_picture
 from transform import frames
 
 SUMMARY_FILE, FRAMES = "summary.json", "frames"
@@ -189,17 +189,12 @@ def described(rows: Sequence[Row], world: str, encode: Encoder) -> Iterator[Desc
 
 
 def _picture(path: str) -> Image | None:
-    if not files.is_file(path):
-        return None
-    with files.reading(path) as file:
-        content = np.frombuffer(file.read(), np.uint8)
-    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+    picture = read_picture(path)
     if picture is None:
         return None
     scale = LARGEST_SIDE / max(picture.shape[:2])  # a batch of photographs would take gigabytes
-    if scale < 1:
-        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return np.asarray(picture, np.uint8)
+    scaled = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else picture
+    return np.asarray(scaled, np.uint8)
 
 
 def _vectors(pictures: Sequence[Image | None], encode: Encoder) -> np.ndarray:

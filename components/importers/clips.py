@@ -16,18 +16,25 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from components.clip_example_gen.video import Video
+from components.clip_example_gen.isolation import Decoder
 from components.importers import sources
 from components.importers.summary import ImportSummary, refuse_leftovers
 from components.world import check, files, tables
 from transform.clip_settings import ClipSettings
 from transform.contract import ContractError
 
-SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv", ".3gp")
+SUFFIXES = (
+    *(".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv", ".3gp"),
+    *(".3g2", ".asf", ".f4v", ".m2ts", ".mts", ".mxf", ".ogv", ".vob"),
+)
 _PART = re.compile(r"[_-](c|clip|part|seg|segment|chunk)[_-]?\d+$", re.IGNORECASE)
 _EXPECTED = "a folder for each class with its videos in it"
 _NOT_VIDEO = "the file name is not that of a video"
 _NO_CLASS = "not in a folder of its class"
+_LINK = "a link to a folder"
+_ANY = ClipSettings(
+    max_pixels=2**31 - 1, max_seconds=1e9, max_frames=2**62, max_decode_seconds=20
+)  # a run has its limits
 
 
 def import_clips(source: str | None, out: str) -> ImportSummary:
@@ -43,10 +50,11 @@ def import_clips(source: str | None, out: str) -> ImportSummary:
     folder = sources.folder(source, _EXPECTED)
     root = folder if files.is_remote(folder) else os.path.abspath(folder)
     found = [(label, name) for label in files.names(root) for name in _below(files.join(root, label))]
-    rows = [_row(root, label, name) for label, name in found if _is_video(name)]
+    rows = _rows(root, [(label, name) for label, name in found if _is_video(name)])
     if not rows:
         raise ContractError(f"{folder}: expected {_EXPECTED}, got none with {', '.join(SUFFIXES)}: check --from")
-    others = [(f"{label}/{name}", _NOT_VIDEO) for label, name in found if not _is_video(name)]
+    unlike = [f"{label}/{name}" for label, name in found if not _is_video(name)]
+    others = [(path, _LINK if os.path.islink(files.join(root, path)) else _NOT_VIDEO) for path in unlike]
     others += [
         (name, _NO_CLASS) for name in files.names(root) if _is_video(name) and files.is_file(files.join(root, name))
     ]
@@ -60,12 +68,12 @@ def import_clips(source: str | None, out: str) -> ImportSummary:
 
 
 def _below(folder: str) -> Iterator[str]:
-    """Every file of a folder and of the folders in it, as a path within it."""
+    """Every file of a folder and of the folders in it, as a path within it; links to folders are not followed."""
     for name in files.names(folder) if files.is_folder(folder) else ():
         path = files.join(folder, name)
-        if files.is_file(path):
+        if files.is_file(path) or os.path.islink(path):  # which may lead back
             yield name
-        elif not os.path.islink(path):  # which may lead back
+        else:
             yield from (f"{name}/{below}" for below in _below(path))
 
 
@@ -73,24 +81,28 @@ def _is_video(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not os.path.basename(name).startswith(".")
 
 
-def _row(root: str, label: str, name: str) -> dict[str, str | float | None]:
-    path = files.join(files.join(root, label), name)
-    return {
-        "video_id": f"{label}/{name}",
-        "primary_category": label,
-        "group_id": f"{label}/{_PART.sub('', os.path.splitext(name)[0])}",
-        "duration_seconds": None if files.is_remote(path) else _seconds(path),
-        "media_path": path,
-    }
+def _rows(root: str, found: list[tuple[str, str]]) -> list[dict[str, str | float | None]]:
+    paths = [files.join(files.join(root, label), name) for label, name in found]
+    return [
+        {
+            "video_id": f"{label}/{name}",
+            "primary_category": label,
+            "group_id": f"{label}/{_PART.sub('', os.path.splitext(name)[0])}",
+            "duration_seconds": seconds,
+            "media_path": path,
+        }
+        for (label, name), path, seconds in zip(found, paths, _seconds(paths), strict=True)
+    ]
 
 
-def _seconds(path: str) -> float | None:
-    """By the file's header; what is wrong with a file is told when it is decoded."""
+def _seconds(paths: list[str]) -> list[float | None]:
+    """By the files' headers, which a process of its own reads; what is wrong with a file is told when it is decoded."""
+    decoder = Decoder(_ANY)
     try:
-        with Video(path, ClipSettings()) as video:
-            return video.seconds
-    except Exception:  # of a hostile file PyAV raises whatever it likes
-        return None
+        answers = decoder.clips((path, None) for path in paths if not files.is_remote(path))
+        return [None if files.is_remote(path) else getattr(next(answers), "seconds", None) for path in paths]
+    finally:
+        decoder.close()
 
 
 def _notes(rows: list[dict[str, str | float | None]]) -> list[str]:

@@ -89,13 +89,13 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         files.make_folder(f"{artifact.uri}/videos")
         with self._make_beam_pipeline() as pipeline:
             build(pipeline, paths, f"{destination}/{version}" if version else "", artifact.uri)
-        summary = learn(artifact.uri, settings, _last(store))
+        summary = learn(artifact.uri, settings, *_last(store))
         for name in ("videos", "topics"):
             artifact.set_int_custom_property(name, summary[name])
         for name in ("mean_topics", "unassigned", "without_topic"):
             artifact.set_float_custom_property(name, summary[name])
         files.make_folder(store)
-        _write(f"{store}/{_LATEST}", json.dumps({"uri": artifact.uri}))
+        _write(f"{store}/{_LATEST}", json.dumps({"uri": artifact.uri, "next_topic": summary["next_topic"]}))
 
 
 def read_summary(uri: str) -> dict[str, Any]:
@@ -153,13 +153,14 @@ def _text(value: bytes) -> str:
     return value.decode(errors="replace")
 
 
-def learn(uri: str, settings: TopicSettings, last: str) -> dict[str, Any]:
+def learn(uri: str, settings: TopicSettings, last: str, following: int) -> dict[str, Any]:
     """Cluster what Beam wrote to `uri`, and write the topics beside it.
 
     Args:
         uri: Folder of the artifact.
         settings: How.
         last: Folder of the last execution's topics; "" if there is none.
+        following: Number of the first topic that none has had yet.
 
     Returns:
         What `read_summary` gives.
@@ -182,9 +183,7 @@ def learn(uri: str, settings: TopicSettings, last: str) -> dict[str, Any]:
     before = _last_topics(last) if last else {}
     kept_ids, kept = topics.places(vectors[there], [before.get(ids[i]) for i in np.flatnonzero(there)])
     centres = topics.cluster(vectors[there], settings, kept)
-    names, following = topics.stable_ids(
-        centres, kept_ids, kept, read_summary(last)["next_topic"] if last else 0, settings.threshold
-    )
+    names, following = topics.stable_ids(centres, kept_ids, kept, following, settings.threshold)
     order = np.argsort(names)
     centres, names = centres[order], [names[i] for i in order]
     members, passed = topics.assign(vectors, centres, settings)
@@ -238,13 +237,16 @@ def _write(path: str, text: str) -> None:
         file.write(text.encode())
 
 
-def _last(store: str) -> str:
-    """Where the last execution that ended left its topics; "" if there is none."""
+def _last(store: str) -> tuple[str, int]:
+    """Where the last execution that ended left its topics ("" if they are not there), and its next topic's number."""
     if not files.is_file(f"{store}/{_LATEST}"):
-        return ""
+        return "", 0
     with files.reading(f"{store}/{_LATEST}") as file:
-        uri = str(json.loads(file.read())["uri"])
-    return uri if files.is_file(f"{uri}/{VIDEO_TOPICS}.parquet") else ""
+        latest = json.loads(file.read())
+    if files.is_file(f"{latest['uri']}/{VIDEO_TOPICS}.parquet"):
+        return latest["uri"], latest["next_topic"]
+    logging.warning("the last topics are gone from %s: all topics are new ones, with new ids", latest["uri"])
+    return "", latest["next_topic"]
 
 
 def _last_topics(uri: str) -> dict[str, str]:

@@ -17,7 +17,6 @@ from typing import Any
 
 import apache_beam as beam
 import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
@@ -31,6 +30,7 @@ from components.impression_example_gen import impressions, partitions
 from components.impression_example_gen.artifact import describe
 from components.impression_example_gen.impressions import SPLITS, Splits
 from components.world import files, tables
+from components.world.pictures import read_picture
 from transform import clips, videos
 from transform.contract import Contract, ContractError
 
@@ -125,10 +125,7 @@ def read_videos(job: Job, division: Splits, with_key_frames: bool) -> pa.Table:
 
 
 def _first_key_frames(world: str, video_ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    try:
-        found = tables.read_table(world, "key_frames", ["video_id", "frame_index", "path"])
-    except ContractError:  # the run asks for none
-        return pa.nulls(len(video_ids), pa.string())
+    found = tables.read_table(world, "key_frames", ["video_id", "frame_index", "path"])
     first = found.filter(pc.equal(found["frame_index"], 0)).combine_chunks()
     return first["path"].take(pc.index_in(video_ids, value_set=partitions.single_array(first["video_id"])))
 
@@ -169,10 +166,7 @@ def _write(element: tuple[int, bytes], job: Job) -> Counts:
 
 def read_cover(path: str, size: int) -> bytes:
     """The middle of a picture as JPEG, size x size; b"" where there is no picture."""
-    if not files.is_file(path):
-        return b""
-    with files.reading(path) as file:
-        picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
+    picture = read_picture(path)
     if picture is None:
         return b""
     side = min(picture.shape[:2])

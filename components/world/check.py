@@ -56,7 +56,7 @@ class Checked:
     def tables(self) -> dict[str, pa.Table]:
         """What passed of each table that is there."""
         given = {name: getattr(self, name) for name in (*CHECKED, FEEDBACK)}
-        return {name: table for name, table in given.items() if name in CHECKED or table.column_names}
+        return {name: table for name, table in given.items() if table.column_names}
 
 
 def check_world(world: str, contract: Contract, now: int | None = None) -> Checked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,6 +124,17 @@ def gates_of(name: str, artifacts: Mapping[str, str]) -> list[Gate]:
             return [_loaded(artifacts["infra_validation"])]
         return _tried(artifacts["serving_check"]) if "serving_check" in artifacts else []
     return gates(artifacts["evaluation"]) if "evaluation" in artifacts else []
+
+
+def summary_of(held: Iterable[Gate]) -> str:
+    """Gates that hold in one line: those over all examples by metric, and how many there are of slices."""
+    held = list(held)
+    bounds: dict[str, list[str]] = {}
+    for gate in (gate for gate in held if gate.slice == slice_name(OVERALL)):
+        bounds.setdefault(f"{gate.metric} {number(gate.got)}", []).append(gate.cells()[3])
+    of_slices = sum(gate.slice != slice_name(OVERALL) for gate in held)
+    listed = [f"{measured} ({', '.join(bound)})" for measured, bound in bounds.items()]
+    return "; ".join([*listed, *([f"{of_slices} gates of slices"] if of_slices else [])])
 
 
 def _loaded(infra_validation_uri: str) -> Gate:

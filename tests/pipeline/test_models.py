@@ -5,17 +5,36 @@ import importlib
 import pytest
 
 from pipeline.models import MODELS, PREPROCESSING, check_settings
-from transform.contract import ContractError
+from transform.clip_settings import ClipSettings
+from transform.contract import ContractError, load
+
+MICROVIDEO = load("microvideo")
 
 
 def test_an_unknown_setting_is_refused_with_its_place_and_a_hint():
     with pytest.raises(ContractError, match=r"models\.ranker\.model\.embeding_width.*did you mean 'embedding_width'"):
-        check_settings("ranker", {"embeding_width": 8}, {})
+        check_settings("ranker", {"embeding_width": 8}, {}, MICROVIDEO, None)
 
 
 def test_a_training_setting_that_does_not_fit_is_refused():
     with pytest.raises(ContractError, match=r"models\.ranker\.training\.epochs.*got 0"):
-        check_settings("ranker", {}, {"epochs": 0})
+        check_settings("ranker", {}, {"epochs": 0}, MICROVIDEO, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "said"),
+    [
+        ({"width": 16, "filters": [0]}, {}, r"model\.filters\.0: .*greater than 0, got 0"),
+        ({"width": 16, "scene": {"scenes": 0}}, {}, r"model\.scene\.scenes: .*greater than or equal to 1"),
+        ({"width": 16, "two_stream": True}, {}, "expected clips with optical flow, got none"),
+        ({"width": 16, "visual": "i3d"}, {}, "frames of at least 32 pixels, got size 16"),
+        ({}, {}, r"model\.width: expected 16, the dimension that the contract gives content vectors, got 128"),
+        ({"width": 16}, {"memory_gigabytes": 1}, "clips are always streamed: remove it"),
+    ],
+)
+def test_a_classifier_that_does_not_go_with_clips_or_contract_is_refused_before_anything_runs(model, training, said):
+    with pytest.raises(ContractError, match=said):
+        check_settings("video_classifier", model, training, MICROVIDEO, ClipSettings(size=16))
 
 
 @pytest.mark.parametrize("name", MODELS)

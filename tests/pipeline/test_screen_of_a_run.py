@@ -9,6 +9,7 @@ from rich.console import Console
 from pipeline.cli import _print_outcome
 from pipeline.local_runner import Run
 from pipeline.recommend import served
+from pipeline.report.gates import Gate, summary_of
 from transform.contract import ContractError
 
 
@@ -26,6 +27,17 @@ def test_a_model_pushed_by_an_earlier_run_is_not_called_pushed(unchanged, said):
     record.artifacts, record.served_version = {"ranker": {}}, {"ranker": "7"}
     _print_outcome(Console(file=screen, width=200), record, Path("runs/r"))
     assert said in screen.getvalue()
+
+
+def test_gates_that_hold_are_told_in_a_line():
+    gates = [
+        Gate("accuracy", "all examples", "floor", False, 0.7, 0.81234, None, True),
+        Gate("accuracy", "all examples", "change", False, 0.75, 0.81234, 0.8, True),
+        Gate("logloss", "all examples", "ceiling", True, 0.6, 0.5, None, True),
+        Gate("accuracy", "has_audio = yes", "floor", False, 0.5, 0.9, None, True),
+    ]
+    assert summary_of(gates) == "accuracy 0.8123 (≥ 0.7000, ≥ 0.7500); logloss 0.5000 (≤ 0.6000); 1 gates of slices"
+    assert summary_of([]) == ""
 
 
 def test_a_run_without_a_feed_is_told_how_to_get_one_before_a_server_starts():

@@ -208,6 +208,39 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(trained: Path, folder: P
         np.testing.assert_allclose([e[name] for e in resumed], [e[name] for e in whole], atol=1e-5)
 
 
+def test_training_in_16_bits_stays_near_training_in_32(trained: Path, folder: Path, tmp_path: Path):
+    run_fn(clip_world.fn_args(folder, tmp_path, class_weights="balanced", mixed_precision="bfloat16"))
+    plain, short = (json.loads((out / "run" / "history.json").read_text()) for out in (trained, tmp_path))
+    np.testing.assert_allclose([e["loss"] for e in short], [e["loss"] for e in plain], rtol=0.1)
+    assert [e["loss"] for e in short] != [e["loss"] for e in plain]
+
+
+TWO_REPLICAS = """
+import sys
+from pathlib import Path
+import tensorflow as tf
+sys.path[:0] = sys.argv[1:3]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import clip_world
+from trainer import video_classifier
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert strategy.num_replicas_in_sync == 2
+video_classifier.make_strategy = lambda _: strategy
+video_classifier.run_fn(clip_world.fn_args(Path(sys.argv[3]), Path(sys.argv[4]), class_weights="balanced"))
+"""
+
+
+def test_two_replicas_learn_from_the_clips_of_one(trained: Path, folder: Path, tmp_path: Path):
+    """Dropout and batch statistics are each replica's own, so the losses are near, not equal."""
+    command = [sys.executable, "-c", TWO_REPLICAS, str(ROOT), str(Path(__file__).parent), str(folder), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300)
+    one, two = (json.loads((out / "run" / "history.json").read_text()) for out in (trained, tmp_path))
+    assert len(two) == len(one)
+    np.testing.assert_allclose([e["loss"] for e in two], [e["loss"] for e in one], rtol=0.25)
+    assert (tmp_path / "model" / "saved_model.pb").is_file()
+
+
 CALL = """
 import sys
 import numpy as np

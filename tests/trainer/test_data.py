@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.data import Split, read
+from trainer.data import Split, positives, read
 from trainer.keras_version import keras
 from transform.contract import ContractError
 
@@ -49,6 +49,18 @@ def test_an_epoch_is_a_permutation_decided_by_seed_and_epoch(world: Any, memory_
     assert sorted(first) == sorted(everything)
     assert first != epoch_of(split, 4)
     assert first != epoch_of(split, 3, seed=1)
+
+
+def test_clicks_alone_are_the_same_from_memory_and_from_disk(world: Any):
+    """Full batches of clicks, so that how likely a video is to be drawn into one is the share of clicks it has."""
+    kept, streamed = (positives(load(world, memory)) for memory in (IN_MEMORY, STREAMED))
+    assert streamed.columns is None
+    assert kept.rows == streamed.rows == int(world.transformed["clicked"].sum())
+    one, other = ([label.numpy() for _, label, _ in s.epochs(0, 2, 16, 0, 100)] for s in (kept, streamed))
+    assert [len(label) for label in other] == [len(label) for label in one] == [16] * (2 * (kept.rows // 16))
+    assert np.concatenate(other).min() == 1
+    in_order = [[key for i, label, _ in s.in_order(7) for key in keys(i, label.numpy())] for s in (kept, streamed)]
+    assert in_order[0] == in_order[1]
 
 
 @pytest.mark.parametrize("memory_bytes", [IN_MEMORY, STREAMED])

@@ -173,29 +173,24 @@ def test_configurations_that_cannot_be_are_refused(changes: dict[str, Any], mess
         config(**changes)
 
 
-INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
-
-
-class Encoder(tf.Module):
-    """Stands for a BERT: the mean over the pieces of a row a piece, and how many there are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = tf.Variable(tf.range(24.0)[:, tf.newaxis] * tf.ones([1, 3]))
-
-    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32, name) for name in INPUTS])
-    def encode(self, words: tf.Tensor, mask: tf.Tensor, types: tf.Tensor) -> dict[str, tf.Tensor]:
-        there = tf.cast(mask, tf.float32)
-        rows = tf.gather(self.table, words + types) * there[:, :, tf.newaxis]
-        count = tf.reduce_sum(there, axis=1, keepdims=True)
-        return {"pooled_output": tf.concat([tf.reduce_sum(rows, axis=1) / count, count], axis=1)}
+def stand_in() -> keras.Model:
+    """Shaped as a published BERT, whose pooled output is the mean over the pieces' numbers, and how many there are."""
+    named = ("input_word_ids", "input_mask", "input_type_ids")
+    inputs = {name: keras.Input([None], dtype="int32", name=name) for name in named}
+    table = keras.initializers.Constant(np.arange(24.0)[:, np.newaxis] * np.ones([1, 3]))
+    rows = keras.layers.Embedding(24, 3, table, name="word_embeddings")(inputs[named[0]] + inputs[named[2]])
+    there = tf.cast(inputs["input_mask"], tf.float32)
+    count = tf.reduce_sum(there, axis=1, keepdims=True)
+    mean = tf.reduce_sum(rows * there[:, :, tf.newaxis], axis=1) / count
+    return keras.Model(
+        inputs, {"sequence_output": rows, "pooled_output": tf.concat([mean, count], axis=1)}, name="bert"
+    )
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("bert")
-    encoder = Encoder()
-    tf.saved_model.save(encoder, str(folder / "encoder"), signatures=encoder.encode)
+    stand_in().save(str(folder / "encoder"), save_format="tf")
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "play", "##ing", "我", "爱", "cats"]
     (folder / "vocab.txt").write_text("\n".join(pieces), encoding="utf-8")
     return {"folder": str(folder / "encoder"), "vocabulary": str(folder / "vocab.txt")}
@@ -213,6 +208,17 @@ def test_a_published_bert_is_read_from_its_saved_model_and_tokenises_in_the_grap
 def test_an_encoder_that_is_not_there_is_one_clear_error(bert: dict[str, str], tmp_path: Path):
     with pytest.raises(ContractError, match=r"model\.bert: expected an encoder and its vocabulary, got "):
         build(config(cover=None, title="bert", bert={**bert, "folder": str(tmp_path / "none")}))
+    tf.saved_model.save(tf.Module(), str(tmp_path / "other"))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[CLS]\n[SEP]")
+    for wrong in ({"folder": str(tmp_path / "other")}, {"vocabulary": str(tmp_path / "vocab.txt")}):
+        with pytest.raises(ContractError, match=r"model\.bert: expected an encoder and its vocabulary, got "):
+            build(config(cover=None, title="bert", bert={**bert, **wrong}))
+
+
+def test_a_tuned_bert_is_trained_and_one_that_is_not_stays(bert: dict[str, str]):
+    for tuned in (True, False):
+        model = build(config(cover=None, title="bert", bert={**bert, "tuned": tuned}))
+        assert ("word_embeddings" in " ".join(v.name for v in model.trainable_variables)) == tuned
 
 
 def test_inception_resnet_v2_encodes_covers():

@@ -99,6 +99,18 @@ def test_loss_by_hand_corrects_for_popularity_and_drops_accidental_hits():
     np.testing.assert_allclose(only_first, losses[0], rtol=1e-5)
 
 
+def test_rare_videos_of_a_large_catalogue_are_corrected_for_too():
+    # Of a million videos, number 1 has a tenth of the clicks and number 2 none: q = (0.2 + 1e-6) / 3 and 1e-6 / 3.
+    videos = Videos({"video_id": np.arange(10**6, dtype=np.int32)}, np.array([0, 1, 0, 9]))
+    aim = objective(Config(temperature=1.0, negatives=1), load("movielens"), videos)
+    same = tf.ones([2, 1])
+    towers = {"query": same, "candidate": same}
+    towers |= {"negatives": tf.ones([1, 1]), "negative_ids": tf.constant([2], tf.int64)}
+    loss = aim.loss({"video_id": tf.constant([1, 1], tf.int64)}, towers, tf.ones(2), tf.ones(2))
+    # All dot products are equal and the other row is an accidental hit: -log of 1 / q_1 over 1 / q_1 + 1 / q_2.
+    np.testing.assert_allclose(loss, np.log(1 + 200_001), rtol=1e-5)
+
+
 def test_keras_own_fit_trains_by_the_same_loss(world: Any, model: TwoTowers, videos: Videos):
     model.loss_of = objective(Config(**SMALL, temperature=0.5), world.contract, videos).loss
     label = tf.constant(world.transformed["clicked"])

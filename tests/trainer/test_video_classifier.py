@@ -59,6 +59,23 @@ def assert_equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> N
         np.testing.assert_allclose(value, right[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("changes", [{"visual": "c2d", "scene": {"scenes": 5}}, {"visual": "i3d", "two_stream": True}])
+def test_a_classifier_with_scenes_or_two_inflated_streams_learns_in_all_its_parts(changes: dict[str, Any]):
+    clips, settings = ClipSettings(frames=8, size=32, sound_steps=4, mels=8, flow=True), config(**changes)
+    keras.utils.set_random_seed(0)
+    model = build_model(settings, clips, SIZES)
+    large = {name: tf.repeat(tf.repeat(some()[name], 2, 2), 2, 3) for name in ("frames", "flow")}
+    inputs = {name: {**some(), **large}[name] for name in model.input_names}
+    with tf.GradientTape() as tape:
+        outputs = model(inputs, training=True)
+        loss = losses(settings, inputs, outputs, {"primary_category": np.array([0, 1, 2])})["loss"]
+    np.testing.assert_allclose(tf.reduce_sum(outputs["probabilities"], axis=1), 1, rtol=1e-5)
+    assert outputs["behaviour"].shape == (3, 3)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    untouched = [v.name for v, g in zip(model.trainable_variables, gradients, strict=True) if g is None]
+    assert untouched == []
+
+
 @pytest.mark.parametrize("visual", ["conv3d", "c2d"])
 def test_outputs_have_the_promised_shapes(visual: str):
     got = answer(build(config(visual=visual, two_stream=True, secondary=0.5)), some())

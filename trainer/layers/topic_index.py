@@ -187,16 +187,16 @@ class TopicIndex(VideoNumbers):
         fill = [[0, tf.maximum(1 - batch, 0)], [0, 0]]
         queries, seen, history, live = (tf.pad(part, fill) for part in (queries, seen, history, live))
         watched = self.number_of(seen)
+        watched_rows = Found(tf.zeros_like(watched, tf.float32), watched, tf.zeros_like(watched))
         rows = (count + tf.shape(seen)[1]) * copies
-        found = self.brute_force(queries, rows) if exact else self.search(queries, rows)
+        found = _joined(watched_rows, self.brute_force(queries, rows) if exact else self.search(queries, rows))
+        # A video has a row for each topic that was probed: what queues leave room for is counted in videos.
+        found = _at(found, _first_of_each(found.numbers, tf.shape(seen)[1], count, self.ids.shape[0]))
         queued = self._queued(queries, self.number_of(history), self.number_of(live))
         head = count - int(count * self.settings.queue_share)
-        watched_rows = Found(tf.zeros_like(watched, tf.float32), watched, tf.zeros_like(watched))
-        parts = (watched_rows, _columns(found, 0, head), queued, _columns(found, head, None))
-        joined = Found(*(tf.concat(columns, axis=1) for columns in zip(*parts, strict=True)))
+        joined = _joined(watched_rows, _columns(found, 0, head), queued, _columns(found, head, None))
         kept = _first_of_each(joined.numbers, tf.shape(seen)[1], count, self.ids.shape[0])
-        queue_from = tf.shape(seen)[1] + tf.shape(parts[1].numbers)[1]
-        named = self._named(joined, kept, queue_from, tf.shape(queued.numbers)[1])
+        named = self._named(joined, kept, tf.shape(seen)[1] + head, tf.shape(queued.numbers)[1])
         return {name: part[:batch] for name, part in named.items()}
 
     def _queued(self, queries: tf.Tensor, history: tf.Tensor, live: tf.Tensor) -> Found:
@@ -351,6 +351,16 @@ def _first_of_each(numbers: tf.Tensor, skipped: tf.Tensor, count: int, videos: i
     first = tf.boolean_mask(first, first % width >= skipped)
     rows = tf.RaggedTensor.from_value_rowids(first % width, first // width, batch, validate=False)
     return rows.to_tensor(-1, shape=[None, count])
+
+
+def _joined(*parts: Found) -> Found:
+    return Found(*(tf.concat(columns, axis=1) for columns in zip(*parts, strict=True)))
+
+
+def _at(found: Found, columns: tf.Tensor) -> Found:
+    """The rows at the columns [B, N], nothing at -1."""
+    scores, numbers, topics = (tf.gather(part, tf.maximum(columns, 0), batch_dims=1) for part in found)
+    return Found(tf.where(columns < 0, LEAST, scores), tf.where(columns < 0, -1, numbers), topics)
 
 
 def _columns(found: Found, start: int, end: int | None) -> Found:

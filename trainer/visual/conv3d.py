@@ -29,7 +29,7 @@ def conv3d(clip: tf.Tensor, filters: Sequence[int], normalisation: Normalisation
             be absent: what stands in its place must not bear on the statistics of the others.
 
     Returns:
-        [B, T', F], T' = ceil(T / `time_stride(filters)`).
+        [B, T', F], T' = ceil(T / 2^(blocks - 1)).
     """
     for block, channels in enumerate(filters):
         clip = keras.layers.Conv3D(channels, 3, padding="same", use_bias=False)(clip)
@@ -37,11 +37,6 @@ def conv3d(clip: tf.Tensor, filters: Sequence[int], normalisation: Normalisation
         norm = keras.layers.BatchNormalization(momentum=0.9) if normalisation == "batch" else _clip_normalisation()
         clip = keras.layers.ReLU()(norm(clip))
     return tf.reduce_mean(clip, axis=[2, 3])
-
-
-def time_stride(filters: Sequence[int]) -> int:
-    """How many frames one step of `conv3d` stands for."""
-    return int(2 ** (len(filters) - 1))
 
 
 def _clip_normalisation() -> keras.layers.Layer:

@@ -13,7 +13,6 @@ from trainer.keras_version import keras
 from transform.contract import ContractError
 
 Stream = Literal["RGB", "Flow"]
-TIME_STRIDE = 8
 CHANNELS = {"RGB": 3, "Flow": 2}
 
 # Filters of each module: branch 0, branch 1 (1x1, then 3x3), branch 2 (1x1, then 3x3), branch 3 (after pooling).

@@ -6,6 +6,7 @@ B batch, T frames, S pixels, N_s scenes, N_a behaviours.
 from __future__ import annotations
 
 import tensorflow as tf
+from pydantic import Field
 
 from trainer.keras_version import keras
 from trainer.settings import Settings
@@ -25,7 +26,7 @@ class Scene(Settings):
         vgg19_weights: The same for VGG19.
     """
 
-    scenes: int = 16
+    scenes: int = Field(default=16, ge=1)
     vgg16_weights: str | None = None
     vgg19_weights: str | None = None
 

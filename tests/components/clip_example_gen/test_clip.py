@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,6 +106,36 @@ def test_a_clip_is_as_long_as_its_pictures_where_the_sound_is_longer(media, name
     np.testing.assert_allclose(clip.times, [0.2, 0.7, 1.2, 1.7], atol=0.01)  # shown at .25, .75, 1.25 and 1.75 s
 
 
+def test_a_last_picture_that_is_held_is_shown_to_the_end(media):
+    """As in slide shows and recordings of screens: 2 s of pictures, of which the last stands for 4 s more."""
+    path = str(media.folder / "held.mp4")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuv420p", {"qp": "10", "bf": "0"}
+        packets = []
+        for index, picture in enumerate(media.plain(range(0, 200, 10))):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        packets[-1].duration = round(4.1 / packets[-1].time_base)
+        for packet in packets:
+            container.mux(packet)
+    clip = read_clip(path, SMALL)
+    assert clip.seconds == pytest.approx(6.0, abs=0.11)
+    np.testing.assert_allclose(clip.times, [0.7, 1.9, 1.9, 1.9], atol=0.11)  # shown at .75, 2.25, 3.75 and 5.25 s
+
+
+def test_the_decoder_itself_refuses_pictures_that_grow_above_the_limit(media):
+    """Before it takes memory for them: a raw stream of small pictures that goes on with large ones."""
+    parts = [media.write(f"{width}.h264", media.plain([0] * 10, (width, 48))) for width in (64, 6400)]
+    path = media.raw("both.h264", b"".join(Path(part).read_bytes() for part in parts))
+    with Video(path, SMALL.model_copy(update={"max_pixels": 64 * 48})) as video:
+        assert len(list(video._frames())) == 10
+    with Video(path, SMALL) as video:
+        assert {frame.width for _, frame in video._frames()} == {64, 6400}
+
+
 def test_a_remote_file_gives_the_same_clip(media):
     path = media.write("a.mp4", media.plain(range(0, 200, 10)), tone=media.sine(440, 2.0))
     tf.io.gfile.copy(path, "ram://clips/a.mp4", overwrite=True)
@@ -145,7 +176,9 @@ def test_optical_flow_points_where_the_picture_moves(media):
 def test_one_decoding_keeps_no_frames_in_memory(media):
     """Ten minutes of 1080p may take at most 200 MB more than two seconds: the bound of the specification."""
     pictures = media.plain(range(0, 240, 20), (1920, 1080))
-    short, long = (media.write(f"{n}.mp4", pictures, rate=25, repeat=n) for n in (4, 1250))
+    short, long = (
+        media.write(f"{n}.mp4", pictures, rate=25, repeat=n, tone=media.sine(440, n * 0.48)) for n in (4, 1250)
+    )
     code = (
         "import resource, sys; from components.clip_example_gen.clip import read_clip; "
         "from transform.clip_settings import ClipSettings; read_clip(sys.argv[1], ClipSettings()); "

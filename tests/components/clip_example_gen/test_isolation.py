@@ -2,6 +2,8 @@
 
 import signal
 
+import numpy as np
+
 from components.clip_example_gen.clip import Clip, read_clip
 from components.clip_example_gen.isolation import Decoder
 from components.clip_example_gen.video import FaultError
@@ -37,6 +39,33 @@ def test_a_decoder_that_hangs_is_ended_and_one_that_dies_is_replaced(media):
         crashed, after = decoder.clips([(path, False), (path, False)])
         assert (crashed.reason, crashed.detail) == ("decoder crashed", "exit code -9")
         assert isinstance(after, Clip)
+    finally:
+        decoder.close()
+
+
+def test_a_decoder_that_dies_within_its_answer_costs_that_file(media):
+    noise = np.random.default_rng(0).integers(0, 256, (10, 240, 320, 3), np.uint8)
+    path = media.write("a.mp4", noise)
+    decoder = Decoder(SMALL.model_copy(update={"frames": 10, "size": 224, "jpeg_quality": 100}))
+    try:
+        decoder._send((path, False))
+        assert decoder._connection.poll(20)  # the answer is longer than the pipe is deep: the rest waits to be read
+        decoder._process.kill()
+        decoder._process.wait()
+        crashed = decoder._receive()
+        assert (crashed.reason, crashed.detail) == ("decoder crashed", "exit code -9")
+        assert isinstance(next(iter(decoder.clips([(path, False)]))), Clip)
+    finally:
+        decoder.close()
+
+
+def test_only_the_length_is_read_where_no_more_is_wanted(media):
+    decoder = Decoder(SMALL)
+    try:
+        paths = [media.write("a.mp4", media.plain([9] * 10)), media.raw("b.mp4", b"?")]
+        known, broken = decoder.clips((path, None) for path in paths)
+        assert (known.seconds, known.frames) == (1.0, [])
+        assert isinstance(broken, FaultError)
     finally:
         decoder.close()
 

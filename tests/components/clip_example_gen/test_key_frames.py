@@ -14,10 +14,12 @@ def times(path: str, count: int) -> list[float]:
 
 
 def test_new_shots_come_first_and_the_rest_is_spread_evenly(media):
-    # Groups of 12 pictures; the shot changes at 24 (2.4 s) and 36 (3.6 s) of 48.
-    path = media.write("a.mp4", media.plain([10] * 24 + [120] * 12 + [240] * 12))
-    np.testing.assert_allclose(times(path, 4), [1.2, 2.4, 3.6, 3.6], atol=1e-6)  # middles of 2 halves: 1.2, 3.6
-    np.testing.assert_allclose(times(path, 2), [2.4, 3.6], atol=1e-6)
+    # Groups of 12 pictures; the shot changes at 36 (3.6 s) and 48 (4.8 s) of 60.
+    path = media.write("a.mp4", media.plain([10] * 36 + [120] * 12 + [240] * 12))
+    np.testing.assert_allclose(times(path, 2), [3.6, 4.8], atol=1e-6)
+    # Shots of 3.6, 1.2 and 1.2 s: halves of the longest are longer than the others.
+    np.testing.assert_allclose(times(path, 3), [1.8, 3.6, 4.8], atol=1e-6)
+    np.testing.assert_allclose(times(path, 4), [0.9, 2.7, 3.6, 4.8], atol=1e-6)
 
 
 def test_one_shot_is_spread_evenly(media):
@@ -25,8 +27,8 @@ def test_one_shot_is_spread_evenly(media):
 
 
 def test_one_moment_gives_one_candidate(media):
-    clip = read_clip(media.write("a.mp4", media.plain([10] * 24 + [120] * 12 + [240] * 12)), SMALL)
-    np.testing.assert_allclose([at for at, _ in clip.key_frames], [1.2, 2.4, 3.6])
+    clip = read_clip(media.write("a.mp4", media.plain([10, 120, 240])), SMALL)  # three pictures, four candidates
+    np.testing.assert_allclose([at for at, _ in clip.key_frames], [0, 0.1, 0.2])
 
 
 def test_none_are_sought_where_none_are_wanted(media):

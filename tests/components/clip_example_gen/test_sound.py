@@ -104,6 +104,25 @@ def test_sound_without_a_decoder_is_no_sound(monkeypatch, media):
         assert sound.windows(mute, SMALL, 0.0, [0.0, 0.5, 1.0, 1.5, 2.0]) is None
 
 
+@pytest.mark.parametrize("error", [av.error.PatchWelcomeError(1, "not implemented"), ValueError("no such layout")])
+def test_sound_that_fails_costs_no_more_than_the_rest_of_it(monkeypatch, media, error):
+    path = media.write("a.mp4", media.plain([0] * 20), tone=media.sine(440, 2.0))
+    whole, pieces = windows(path), sound._decoded
+
+    def failing(*arguments):
+        for position, samples in pieces(*arguments):
+            if position > 16_000:
+                raise error
+            yield position, samples
+
+    monkeypatch.setattr(sound, "_decoded", failing)
+    heard = windows(path)
+    np.testing.assert_array_equal(heard[0], whole[0])
+    assert not heard[-1].any()
+    monkeypatch.setattr(sound, "_decoded", lambda *_: (_ for _ in ()).throw(error))
+    assert windows(path) is None
+
+
 def test_sound_may_change_its_rate_midway(monkeypatch, media):
     """One half at 16 kHz, the other at 48 kHz, as in broadcasts: both are heard, as one tone."""
     tone = media.sine(440, 2.0)

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.importers.tables import import_tables
+from components.world import check
 from components.world.tables import fingerprint, read_table, write_table
+from transform import contract
 from transform.contract import TABLES, ContractError
 
 NOW = 2_000_000_000
@@ -64,6 +66,26 @@ def test_frame_feedback_comes_along(csv_folder, tmp_path):
     assert read_table(str(tmp_path / "w"), "frame_feedback").to_pylist() == [
         {"user_id": "1", "video_id": "10", "frame_index": 0, "liked": 1.0}
     ]
+
+
+def test_relative_paths_of_media_start_at_the_source(csv_folder, tmp_path):
+    header, first, second = VIDEOS.splitlines()
+    lines = (f"{header},media_path,cover_path", f"{first},clips/a.mp4,/b.jpg", f"{second},clips/a.mp4,")
+    (csv_folder / "videos.csv").write_text("\n".join(lines) + "\n")
+    import_tables(str(csv_folder), str(tmp_path / "w"), contract="movielens", now=NOW)
+    made = read_table(str(tmp_path / "w"), "videos")
+    assert set(made["media_path"].to_pylist()) == {str(csv_folder / "clips" / "a.mp4")}
+    assert [path or None for path in made["cover_path"].to_pylist()] == ["/b.jpg", None]
+
+
+def test_tables_of_videos_alone_make_a_world_that_passes_its_own_check(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.mp4").write_bytes(b"?")
+    (source / "videos.csv").write_text("video_id,media_path\na,a.mp4\nb,b.mp4\n")
+    summary = import_tables(str(source), str(tmp_path / "w"), now=NOW)
+    assert (summary.rows, summary.rejected) == ({"videos": 1}, {"videos: media_path is not a file": 1})
+    assert check.check_world(summary.world, contract.load("microvideo"), NOW).counts == {}
 
 
 def test_the_source_is_never_overwritten(csv_folder):

@@ -140,6 +140,11 @@ def test_topics_keep_their_ids_when_the_model_is_trained_again_and_a_theme_comes
     assert read_summary(str(folder))["next_topic"] == 4
 
 
+def test_an_id_is_never_given_again_even_where_the_last_topics_were_cleaned_away(world: World):
+    tf.io.gfile.rmtree(str(world.run(planted())))
+    assert {topic for row in topics_of(world.run(planted())).values() for topic in row} == {"t003", "t004", "t005"}
+
+
 def test_topics_repeat_exactly(world: World):
     world.push(1, 1.0)
     first = world.run(planted())

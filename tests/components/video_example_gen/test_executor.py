@@ -19,14 +19,15 @@ SIZE = 16
 
 @pytest.fixture
 def world(tmp_path) -> str:
-    """Thirty videos: one with a cover, one with a key frame, one with both, one with a broken and one a lost cover."""
+    """Thirty videos: one with a cover, one with a key frame, one with both, and a broken, a lost, an empty one."""
     tall = np.zeros((60, 20, 3), np.uint8)  # blue, green, blue from the top: the middle square is green
     tall[..., 0], tall[20:40] = 255, (0, 255, 0)
     cv2.imwrite(str(tmp_path / "tall.png"), tall)
     cv2.imwrite(str(tmp_path / "red.jpg"), np.full((40, 40, 3), (0, 0, 255), np.uint8))
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "empty.jpg").touch()
     rows = [{"video_id": f"v{i}", "title": f"Title {i}", "tags": ["a", f"t{i}"]} for i in range(30)]
-    for row, path in zip(rows, ("tall.png", None, "tall.png", "broken.jpg", "lost.jpg"), strict=False):
+    for row, path in zip(rows, ("tall.png", None, "tall.png", "broken.jpg", "lost.jpg", "empty.jpg"), strict=False):
         row["cover_path"] = path
     rows[0] |= {"primary_category": "pets", "secondary_category": "cats"}
     rows[5] |= {"title": None, "tags": None}
@@ -77,7 +78,7 @@ def test_examples_hold_what_is_known_and_the_middle_of_the_cover(world, tmp_path
     assert found["v0"]["tags"].numpy().tolist() == [b"a", b"t0"]
     assert (found["v5"]["title"].numpy(), found["v5"]["tags"].numpy().tolist()) == (b"", [])
     summary = read_summary(artifact.uri)
-    assert (summary["with_cover"], summary["bad_covers"]) == (3, 2)
+    assert (summary["with_cover"], summary["bad_covers"]) == (3, 3)
     assert sum(summary["rows"].values()) == artifact.get_int_custom_property("rows") == 30
 
 

@@ -112,6 +112,17 @@ def test_queue_candidates_of_the_users_topic_take_their_share(queued):
     np.testing.assert_allclose(got["scores"][0], np.cos(np.radians([0, 10, 80, 90])), atol=1e-6)
 
 
+def test_a_queue_takes_no_more_than_its_share_where_videos_have_several_topics():
+    random = np.random.default_rng(3)
+    names = [f"v{i}" for i in range(60)]
+    topics = [[f"t{i % 3}", f"t{(i + 1) % 3}"] for i in range(60)]
+    chosen = IndexSettings(probes=99, answers=20, queue_share=0.2, queue_topics=1)
+    index = TopicIndex(Catalogue(names, unit(random, 60), topics), chosen)
+    got = answer(index, unit(random, 4), seen=("v1", "v2"), live=names[::-1])
+    # 20 answers, a fifth kept for queues: 16 of the index, 4 of the queue, though a video fills two rows of the index.
+    assert [(row.tolist().count("topic"), row.tolist().count("queue")) for row in got["sources"]] == [(16, 4)] * 4
+
+
 def test_live_candidates_come_before_the_queues_that_are_built_in(queued):
     got = answer(queued, QUERY, history=("b0",), live=("", "b1", "unheard of"))
     assert got["video_ids"].tolist() == [["a0", "a1", "b1", "b3"]]
