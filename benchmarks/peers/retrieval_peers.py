@@ -1,8 +1,9 @@
 """Popularity, item-item cosine, ALS, BPR (implicit) and EASE on the arrays that `retrieval.py` wrote.
 
-Runs in the peers' own environment. A query is a history; whoever has vectors of users folds it in (ALS solves for it,
-BPR, which cannot, takes the mean of the history's videos). Settings are chosen from `GRIDS` by recall@20 on the
-validation queries, with the first seed. Writes the 600 best videos a query, and prints one JSON line a method.
+Runs in the peers' own environment. A query is a history; whoever has vectors of users folds it in (ALS solves for it;
+BPR, which cannot, takes the user's own vector or the mean of the history's videos, as `GRIDS` finds better). Settings
+are chosen from `GRIDS` by recall@20 on the validation queries, by models that have not learned what these seek. Videos
+of equal score come in a random order. Writes the 600 best videos a query, and prints one JSON line a method.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from implicit.als import AlternatingLeastSquares
 from implicit.bpr import BayesianPersonalizedRanking
 from scipy import sparse
 
-Scorer = Callable[[sparse.csr_matrix], np.ndarray]
+Scorer = Callable[[sparse.csr_matrix, np.ndarray], np.ndarray]  # histories, users (0 unknown) -> scores
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "popularity": {},
     "item_item": {"neighbours": [20, 100, 100_000]},
     "ease": {"l2": [50.0, 200.0, 800.0]},
     "als": {"factors": [64, 128], "alpha": [1.0, 10.0], "regularization": [0.01, 1.0]},
-    "bpr": {"factors": [64], "learning_rate": [0.01, 0.05], "regularization": [0.001, 0.01]},
+    "bpr": {"own": [True, False], "learning_rate": [0.01, 0.05], "regularization": [0.001, 0.01]},
 }
 
 
@@ -41,10 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     with np.load(options.data) as file:
         arrays = dict(file)
-    users, videos = int(arrays["clicks"][:, 0].max()) + 1, len(arrays["allowed"])
-    ones = np.ones(len(arrays["clicks"]), np.float32)
-    clicks = sparse.csr_matrix((ones, (arrays["clicks"][:, 0], arrays["clicks"][:, 1] - 1)), (users, videos))
-    clicks.data[:] = 1
+    videos = len(arrays["allowed"])
+    clicks, learned = (_matrix(arrays["clicks"][rows], videos) for rows in (slice(None), ~arrays["sought_in_clicks"]))
     valid, test = (_histories(arrays, part, videos) for part in ("valid", "test"))
     settings = options.settings
     if settings is None:
@@ -52,17 +51,22 @@ def main() -> None:
             dict(zip(GRIDS[options.model], each, strict=True))
             for each in itertools.product(*GRIDS[options.model].values())
         ]
-        recalls = [
-            _recall(_best(FITS[options.model](clicks, options.seed, **s), valid, arrays["allowed"]), arrays)
-            for s in grid
-        ]
+        fits = (FITS[options.model](learned, options.seed, **settings) for settings in grid)
+        recalls = [_recall(_best(fit, valid, arrays["valid_users"], arrays["allowed"]), arrays) for fit in fits]
         settings = grid[int(np.argmax(recalls))]
     started = time.perf_counter()
     scorer = FITS[options.model](clicks, options.seed, **settings)
     seconds = time.perf_counter() - started
-    np.save(options.data.with_suffix(".found.npy"), _best(scorer, test, arrays["allowed"]))
+    np.save(options.data.with_suffix(".found.npy"), _best(scorer, test, arrays["test_users"], arrays["allowed"]))
     versions = {"implicit": importlib.metadata.version("implicit")}
     print(json.dumps({"settings": settings, "seconds": seconds, "versions": versions}))
+
+
+def _matrix(clicks: np.ndarray, videos: int) -> sparse.csr_matrix:
+    ones = np.ones(len(clicks), np.float32)
+    matrix = sparse.csr_matrix((ones, (clicks[:, 0], clicks[:, 1] - 1)), (int(clicks[:, 0].max()) + 1, videos))
+    matrix.data[:] = 1
+    return matrix
 
 
 def _histories(arrays: dict[str, np.ndarray], part: str, videos: int) -> sparse.csr_matrix:
@@ -72,15 +76,17 @@ def _histories(arrays: dict[str, np.ndarray], part: str, videos: int) -> sparse.
     return matrix
 
 
-def _best(score: Scorer, histories: sparse.csr_matrix, allowed: np.ndarray) -> np.ndarray:
+def _best(score: Scorer, histories: sparse.csr_matrix, users: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """Numbers of the 600 best allowed videos that are not in the history, [queries, 600]."""
     parts = []
+    random = np.random.default_rng(0)
     for start in range(0, histories.shape[0], 512):
         part = histories[start : start + 512]
-        scores = np.array(score(part), np.float32)
+        scores = np.array(score(part, users[start : start + 512]), np.float32)
         scores[:, ~allowed] = -np.inf
         scores[part.nonzero()] = -np.inf
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :600]
+        order = random.permutation(len(allowed))  # numbers are by popularity: ties must not be answered in that order
+        best = order[np.argsort(-scores[:, order], axis=1, kind="stable")[:, :600]]
         parts.append(np.where(np.take_along_axis(scores, best, axis=1) > -np.inf, best + 1, 0))
     return np.concatenate(parts)
 
@@ -92,7 +98,7 @@ def _recall(found: np.ndarray, arrays: dict[str, np.ndarray]) -> float:
 
 def _popularity(clicks: sparse.csr_matrix, seed: int) -> Scorer:
     counts = np.asarray(clicks.sum(axis=0)).ravel()
-    return lambda histories: np.tile(counts, (histories.shape[0], 1))
+    return lambda histories, users: np.tile(counts, (histories.shape[0], 1))
 
 
 def _item_item(clicks: sparse.csr_matrix, seed: int, neighbours: int) -> Scorer:
@@ -101,7 +107,7 @@ def _item_item(clicks: sparse.csr_matrix, seed: int, neighbours: int) -> Scorer:
     np.fill_diagonal(cosine, 0)
     if neighbours < len(cosine):
         cosine[cosine < np.partition(cosine, -neighbours, axis=1)[:, -neighbours, None]] = 0
-    return lambda histories: histories @ cosine.T
+    return lambda histories, users: histories @ cosine.T
 
 
 def _ease(clicks: sparse.csr_matrix, seed: int, l2: float) -> Scorer:
@@ -111,20 +117,33 @@ def _ease(clicks: sparse.csr_matrix, seed: int, l2: float) -> Scorer:
     inverse = np.linalg.inv(gram)
     weights = inverse / -np.diag(inverse)
     np.fill_diagonal(weights, 0)
-    return lambda histories: histories @ weights
+    return lambda histories, users: histories @ weights
 
 
 def _als(clicks: sparse.csr_matrix, seed: int, **settings: Any) -> Scorer:
     model = AlternatingLeastSquares(**settings, iterations=20, random_state=seed, num_threads=1)
     model.fit(clicks, show_progress=False)
-    return lambda histories: model.recalculate_user(np.arange(histories.shape[0]), histories) @ model.item_factors.T
+
+    def score(histories: sparse.csr_matrix, users: np.ndarray) -> np.ndarray:
+        return model.recalculate_user(np.arange(histories.shape[0]), histories) @ model.item_factors.T
+
+    return score
 
 
-def _bpr(clicks: sparse.csr_matrix, seed: int, **settings: Any) -> Scorer:
-    model = BayesianPersonalizedRanking(**settings, iterations=200, random_state=seed, num_threads=1)
+def _bpr(clicks: sparse.csr_matrix, seed: int, own: bool, **settings: Any) -> Scorer:
+    """`implicit` keeps an item's bias as the last of its factors, and 1 in that place of a user's."""
+    model = BayesianPersonalizedRanking(factors=64, **settings, iterations=200, random_state=seed, num_threads=1)
     model.fit(clicks, show_progress=False)
-    similar = model.item_factors @ model.item_factors.T
-    return lambda histories: histories @ similar
+    known = np.flatnonzero(np.asarray(clicks.sum(axis=1)).ravel() > 0)
+
+    def score(histories: sparse.csr_matrix, users: np.ndarray) -> np.ndarray:
+        people = np.asarray(histories @ model.item_factors) / np.maximum(histories.getnnz(axis=1), 1)[:, np.newaxis]
+        people[:, -1] = 1
+        trained = np.isin(users, known) & own
+        people[trained] = model.user_factors[users[trained]]
+        return people @ model.item_factors.T
+
+    return score
 
 
 FITS: dict[str, Callable[..., Scorer]] = {

@@ -1,7 +1,7 @@
 """Data sets for retrieval as encoded arrays: whom to answer with what, from which videos, after which training clicks.
 
 - movielens: the default time split of the MovieLens-1M prefix. A query is a positive rating of the test rows with the
-  (at most 50) positive ratings before it; one video is sought, and every method is given that very history.
+  positive ratings before it (those of earlier splits, and the last 50); one video is sought, those are never answered.
 - tiktok: users and videos without time; a query is a user with the videos of the train file, all of the validation file
   are sought. In training, each of a user's clicks is to be found from some of the others.
 - movielens_cold, tiktok_cold: a tenth of the videos is taken out of training and histories; only they are sought, among
@@ -13,6 +13,7 @@ Video numbers are those of the vocabulary, from 1; validation queries choose set
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ class Task(NamedTuple):
         clicks: (user, video) pairs of them, as the peers take them.
         videos: Candidate features of all videos, by number - 1; the id of a cold one is out of vocabulary.
         allowed: Bool by number - 1: may be answered.
+        sought_in_clicks: Bool by click: sought by the validation queries, and not to be learned from for them.
         valid: Queries by which settings are chosen.
         test: Queries that count.
     """
@@ -67,6 +69,7 @@ class Task(NamedTuple):
     clicks: np.ndarray
     videos: dict[str, np.ndarray]
     allowed: np.ndarray
+    sought_in_clicks: np.ndarray
     valid: Queries
     test: Queries
 
@@ -93,8 +96,9 @@ def _movielens(data: Path, work: Path) -> Task:
         column[ids - 1] = train[feature][first]
     clicks = np.stack([train["user_id"], train["video_id"]], axis=1)
     allowed = np.isin(np.arange(1, known + 1), ids)
-    valid, test = (_next_videos(splits[part], known) for part in ("valid", "test"))
-    return Task(contract, sizes, train, clicks, videos, allowed, valid, test)
+    valid = _next_videos(splits["valid"], sizes, [train])
+    test = _next_videos(splits["test"], sizes, [train, splits["valid"]])
+    return Task(contract, sizes, train, clicks, videos, allowed, np.zeros(len(clicks), bool), valid, test)
 
 
 def _rows(arrays: Columns, contract: Contract, part: str) -> dict[str, np.ndarray]:
@@ -105,12 +109,20 @@ def _rows(arrays: Columns, contract: Contract, part: str) -> dict[str, np.ndarra
     return {**columns, contract.label.name: np.ones(positive.sum(), np.float32)}
 
 
-def _next_videos(columns: Columns, known: int) -> Queries:
-    """A sample of the rows whose video occurs in training."""
+def _next_videos(columns: Columns, sizes: Mapping[str, int], earlier: list[Columns]) -> Queries:
+    """A sample of the rows whose video occurs in training, with all that the user clicked in earlier splits."""
+    known, unknown_user = sizes["video_id"] - 2, sizes["user_id"] - 1
+    of_user: dict[int, list[int]] = defaultdict(list)
+    for split in earlier:
+        for user, video in zip(split["user_id"].tolist(), split["video_id"].tolist(), strict=True):
+            if user != unknown_user:
+                of_user[user].append(video)
     rows = np.flatnonzero(columns["video_id"] <= known)
     rows = np.sort(np.random.default_rng(0).permutation(rows)[:QUERIES])
     columns = {name: column[rows] for name, column in columns.items()}
-    history = [row[(row > 0) & (row <= known)] for row in columns["rating_history"]]
+    people = zip(columns["user_id"].tolist(), columns["rating_history"], strict=True)
+    history = [np.unique(np.concatenate([last, np.array(of_user[user], int)])) for user, last in people]
+    history = [row[(row > 0) & (row <= known)] for row in history]
     return Queries(columns, history, [np.array([video]) for video in columns["video_id"]])
 
 
@@ -131,12 +143,15 @@ def _tiktok(data: Path, random: np.random.Generator) -> Task:
     histories = [random.permutation(own[user]) for user in asked]
     queries = {"user_id": asked, "history": _padded([row[:LENGTH] for row in histories])}
     test = Queries(queries, histories, [wanted[user] for user in asked])
-    # Settings are chosen by one click of each of 2,000 users, found from the others; it stays in training all the same.
+    # Settings are chosen by one click of each of 2,000 users, found from the others by who has not learned from it.
     chosen = random.permutation(np.flatnonzero([len(row) > 1 for row in own]))[:2000]
+    sought_in_clicks = np.isin(clicks[:, 0], chosen) & (
+        clicks[:, 1] == np.array([(*r, 0)[0] for r in own])[clicks[:, 0]]
+    )
     valid = Queries({"user_id": chosen}, [own[u][1:] for u in chosen], [own[u][:1] for u in chosen])
     sizes = {"user_id": int(users) + 2, "video_id": int(known) + 2}
     videos = {"video_id": np.arange(1, known + 1), **content}
-    return Task(contract, sizes, train, clicks, videos, np.ones(known, bool), valid, test)
+    return Task(contract, sizes, train, clicks, videos, np.ones(known, bool), sought_in_clicks, valid, test)
 
 
 def _by_user(pairs: np.ndarray, users: int) -> list[np.ndarray]:
@@ -164,8 +179,9 @@ def _cold(task: Task, random: np.random.Generator) -> Task:
     train = {name: column[kept] for name, column in _without(task.contract, task.train, cold).items()}
     videos = {**task.videos, "video_id": np.where(cold[1:-1], len(cold) - 1, task.videos["video_id"])}
     valid, test = (_warm_history(task.contract, queries, cold) for queries in (task.valid, task.test))
-    clicks = task.clicks[~cold[task.clicks[:, 1]]]
-    return task._replace(train=train, clicks=clicks, videos=videos, allowed=cold[1:-1], valid=valid, test=test)
+    warm = ~cold[task.clicks[:, 1]]
+    clicks = {"clicks": task.clicks[warm], "sought_in_clicks": task.sought_in_clicks[warm]}
+    return task._replace(**clicks, train=train, videos=videos, allowed=cold[1:-1], valid=valid, test=test)
 
 
 def _without(contract: Contract, columns: Columns, cold: np.ndarray) -> dict[str, np.ndarray]:
@@ -189,7 +205,7 @@ def _warm_history(contract: Contract, queries: Queries, cold: np.ndarray) -> Que
 
 
 def measure(found: np.ndarray, queries: Queries, allowed: np.ndarray) -> dict[str, Any]:
-    """Recall@20, 100 and 600, NDCG@20, hit rate@20 and coverage@20 of answers.
+    """Recall@20, 100 and 600, NDCG@20, hit rate@20 and coverage@20 of answers, and the recall@20 of a random order.
 
     Args:
         found: [queries, up to 600] video numbers, best first; 0 is nothing.
@@ -206,4 +222,5 @@ def measure(found: np.ndarray, queries: Queries, allowed: np.ndarray) -> dict[st
         "ndcg_20": float((first @ gains[: first.shape[1]] / ideal).mean()),
         "hit_rate_20": float(first.any(axis=1).mean()),
         "coverage_20": float(len(np.setdiff1d(found[:, :20], [0])) / allowed.sum()),
+        "chance": float(min(1.0, 20 / allowed.sum())),
     }
