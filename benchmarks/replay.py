@@ -116,7 +116,7 @@ def trained(work: Path, world: str, seed: int) -> dict[str, Any]:
         for name, settings in MODELS.items()
     }
     config = {"name": f"replay-{seed}", "contract": str(work / "posters.yaml"), "frames": {"encoder": "colours"}}
-    config |= {"feed": {"length": SHOWN}, "models": models}
+    config |= {"topics": {"topics": 128, "cover_size": 64}, "feed": {"length": SHOWN}, "models": models}
     path = work / f"replay-{seed}.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "pipeline.cli", "run", "--config", str(path), "--world", world]
