@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from trainer import retrieval_export, topic_retrieval
 from trainer.data import Split
+from trainer.keras_version import keras
 from trainer.layers.recency import RecencyPooling, TopicShares
 from trainer.retrieval_export import rebuild
 from trainer.topic_retrieval import Config, TwoTowers, Videos, build_model, measure, objective, sampling_probability
@@ -153,6 +154,7 @@ def test_topic_shares_count_the_topics_of_the_last_clicks():
     # The last two of (3, 1, 2) are 1 and 2: topics 1, 2 and 2.
     got = layer(tf.constant([[3, 1, 2, 0], [0, 0, 0, 0]], tf.int64))
     np.testing.assert_allclose(got, [[1 / 3, 2 / 3, 0, 0], [0, 0, 0, 0]], atol=1e-6)
+    assert layer(keras.Input([4], dtype="int64")).shape == (None, 4)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,6 @@ class TopicShares(keras.layers.Layer):
         from_end = tf.reduce_sum(there, axis=1, keepdims=True) - tf.cumsum(there, axis=1)
         topics = tf.gather(self.topics, tf.where(from_end < self.recent, history, 0))
         flat = tf.cast(tf.reshape(topics, [-1, topics.shape[1] * topics.shape[2]]), tf.int32)
-        counts = tf.math.bincount(flat, minlength=self.rows + 1, maxlength=self.rows + 1, dtype=tf.float32, axis=-1)[
-            :, 1:
-        ]
+        counts = tf.math.bincount(flat, minlength=self.rows + 1, maxlength=self.rows + 1, dtype=tf.float32, axis=-1)
+        counts = tf.ensure_shape(counts[:, 1:], [None, self.rows])
         return tf.math.divide_no_nan(counts, tf.reduce_sum(counts, axis=1, keepdims=True))
