@@ -255,6 +255,28 @@ def index(folder: RunFolder = None, world: World = None, runs: Runs = Path("runs
             console.print(f"[green]Pushed[/] {name} version {version} to {folder}/models", highlight=False)
 
 
+@app.command()
+def record(
+    source: Annotated[str, typer.Argument(help="Folder with a table of interactions: new events alone.")],
+    folder: RunFolder = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Tell a run's topic queues of new exposures and clicks; they follow at once, without training."""
+    from pipeline.runs import load_run, newest_run
+
+    folder = folder or newest_run(runs, with_models=True)
+    run = load_run(folder)
+    with _log_to(folder / "logs" / "record.log") as console:
+        from pipeline.queue_store import record as record_events
+
+        told = record_events(run, source)
+        console.print(f"Recorded {told.events:,} exposures, {told.clicked:,} clicks among them", highlight=False)
+        if told.unknown:
+            console.print(f"  {told.unknown:,} of videos that are in no queue before the next run", highlight=False)
+        for reason, number in told.left_out.items():
+            console.print(f"  [yellow]{number:,} left out[/]: {reason}", highlight=False)
+
+
 @app.command("compile")
 def compile_pipeline(
     config: Annotated[str, typer.Option("--config", help="Built-in name, or a .yaml file.")],
@@ -326,7 +348,7 @@ def _run(config: RunConfig, world: str, folder: Path) -> Path:
             with console.status("Loading TensorFlow and TFX"):
                 from pipeline import local_runner
             record = local_runner.run(config, world, folder, console, log)
-            from pipeline.recommend import load_queues
+            from pipeline.queue_store import load_queues
 
             load_queues(asdict(record))
             _print_outcome(console, record, folder)

@@ -6,9 +6,8 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,13 @@ import pyarrow.compute as pc
 from components.impression_example_gen import asking
 from components.impression_example_gen.asking import UserContext
 from components.world import files, tables
+from pipeline import queue_store
 from pipeline.models import FEED
 from pipeline.runs import artifact, learned_of_videos
 from serving.client import Client
 from serving.model_server.options import TOKEN_VARIABLE, Options
 from serving.requests import to_feed_example
-from serving.topic_queues.queues import TopicQueues, open_store
-from serving.topic_queues.settings import QueueSettings
-from serving.topic_queues.store import Snapshot
 from transform.contract import Contract, ContractError, Kind, Role
-
-STORE = "topic_queues.db"  # of a run's folder
 
 
 @dataclass(frozen=True)
@@ -181,16 +176,8 @@ def _asked(run: Mapping[str, Any], user_id: str) -> _Asked:
 
 def _queued(asked: _Asked) -> list[str]:
     """Videos from the queues of the user's topics."""
-    if artifact(asked.run, "queues") is None:
-        return []
     clicks = [video for f in asked.contract.histories for video in asked.context.features.get(f.name, [])]
-    settings = QueueSettings.model_validate(asked.run["config"].get("queues", {}))
-    path = Path(asked.run["models"]).parent / STORE
-    if not path.exists():
-        load_queues(asked.run)
-    with closing(open_store(str(path), settings)) as store:
-        seen = set(asked.context.seen)
-        return [candidate.video_id for candidate in TopicQueues(store, settings).candidates(clicks, seen)]
+    return queue_store.candidates(asked.run, clicks, asked.context.seen)
 
 
 def _entries(rows: Sequence[Mapping[str, Any]], asked: _Asked, names: Mapping[str, str]) -> list[FeedEntry]:
@@ -222,15 +209,6 @@ def _cover(row: Mapping[str, Any]) -> Cover | None:
     at = float(row["at_seconds"])
     path, score = row["frame_paths"].decode(), float(row["frame_scores"])
     return Cover(int(row["frames"]), path, score, None if math.isnan(at) else at)
-
-
-def load_queues(run: Mapping[str, Any]) -> None:
-    """Bring the store of a run's topic queues up to the snapshot that the run made, if it made one."""
-    uri = artifact(run, "queues")
-    if uri is not None:
-        settings = QueueSettings.model_validate(run["config"].get("queues", {}))
-        with closing(open_store(str(Path(run["models"]).parent / STORE), settings)) as store:
-            store.replace(Snapshot.read(uri))
 
 
 def topic_names(topics: str | None) -> dict[str, str]:

@@ -1,6 +1,11 @@
 """What every test shares: the environment, the real data, and small worlds made once a session."""
 
 import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -9,6 +14,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as `shortlist run` has it
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import pytest
+import redis
 from hypothesis import settings
 
 # The same examples every time, so that a red build is a change's fault; HYPOTHESIS_PROFILE=explore draws new ones.
@@ -26,3 +32,29 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set SHORTLIST_DATA to the folder that holds movielens-1m/ and the like")
     return folder
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server on the PATH: `apt-get install redis-server`, as .ci/run does, tests Redis too")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path_factory.mktemp("redis"))]
+    server = subprocess.Popen([program, *where, "--save", ""], stdout=subprocess.DEVNULL)
+    url = f"redis://127.0.0.1:{port}/0"
+    deadline = time.monotonic() + 20
+    with redis.Redis.from_url(url) as client:
+        while True:
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                assert server.poll() is None, "redis-server ended"
+                assert time.monotonic() < deadline, "redis-server does not answer"
+                time.sleep(0.05)
+    yield url
+    server.terminate()
+    server.wait(20)

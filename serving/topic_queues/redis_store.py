@@ -12,6 +12,7 @@ Redis keeps all of it in memory; without `appendonly yes` it forgets the latest 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -22,6 +23,7 @@ from serving.topic_queues.settings import QueueSettings
 from serving.topic_queues.store import BATCH, Event, Row, Scored, Snapshot, TopicStore, Video, event_rows
 from transform.contract import ContractError
 
+PASSWORD = "SHORTLIST_QUEUES_PASSWORD"  # the environment variable
 LOADING_SECONDS = 600  # after which a process that loads a snapshot is taken for dead
 
 _OF_VIDEO = ("topics", "drawn", "shown", "clicked")
@@ -104,7 +106,8 @@ class RedisStore(TopicStore):
     """A `TopicStore` in a Redis server, 5 or newer.
 
     Args:
-        url: `redis://[user:password@]host:port/database`, or rediss:// for TLS.
+        url: `redis://[user:password@]host:port/database`, or rediss:// for TLS; the variable SHORTLIST_QUEUES_PASSWORD
+            goes before a password in it.
         settings: Thresholds and smoothing.
         name: Keeps several stores of one database apart.
 
@@ -121,7 +124,8 @@ class RedisStore(TopicStore):
         self._settings, self._base = settings, f"{{{name}}}:"
         self._key = f"{self._base}generation"
         try:
-            self._client: Any = redis.Redis.from_url(url, decode_responses=True)
+            secret = {"password": os.environ[PASSWORD]} if PASSWORD in os.environ else {}
+            self._client: Any = redis.Redis.from_url(url, decode_responses=True, **secret)
             self._client.ping()
         except (redis.RedisError, ValueError) as error:
             where = url.rpartition("@")[2]  # without the password

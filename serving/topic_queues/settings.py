@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class QueueSettings(BaseModel):
@@ -21,6 +21,8 @@ class QueueSettings(BaseModel):
     A store applies its thresholds to a video when it is recorded, and to all of them when a snapshot is loaded.
 
     Attributes:
+        store: Where counts and queues are kept: a `redis://` or `rediss://` address (a password is read from the
+            variable SHORTLIST_QUEUES_PASSWORD), or the path of a SQLite file; None is a file beside the run.
         recent_clicks: How many of the user's last clicks tell the topics (N1).
         topics: From how many topics candidates come (N2).
         candidates: How many candidates (N3).
@@ -35,6 +37,7 @@ class QueueSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    store: str | None = None
     recent_clicks: int = Field(default=128, ge=1)
     topics: int = Field(default=4, ge=1)
     candidates: int = Field(default=600, ge=1)
@@ -43,3 +46,13 @@ class QueueSettings(BaseModel):
     fresh_share: float = Field(default=0.1, ge=0, le=1)
     prior_strength: float = Field(default=20.0, gt=0)
     seed: int = 0
+
+    @field_validator("store")
+    @classmethod
+    def _keep_secrets_out(cls, store: str | None) -> str | None:
+        if store and "://" in store and "@" in store:
+            raise ValueError(
+                "expected an address without credentials, which end up in run.json and in the report: set "
+                "SHORTLIST_QUEUES_PASSWORD"
+            )
+        return store

@@ -1,46 +1,15 @@
-"""Stores of both kinds; those in Redis need the program `redis-server`, which is started once."""
+"""Stores of both kinds."""
 
-import shutil
-import socket
-import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
 from serving.topic_queues.redis_store import RedisStore
 from serving.topic_queues.settings import QueueSettings
 from serving.topic_queues.sqlite_store import SqliteStore
 from serving.topic_queues.store import TopicStore
-
-
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("no redis-server on the PATH: `apt-get install redis-server`, as .ci/run does, tests Redis too")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path_factory.mktemp("redis"))]
-    server = subprocess.Popen([program, *where, "--save", ""], stdout=subprocess.DEVNULL)
-    url = f"redis://127.0.0.1:{port}/0"
-    deadline = time.monotonic() + 20
-    with redis.Redis.from_url(url) as client:
-        while True:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                assert server.poll() is None, "redis-server ended"
-                assert time.monotonic() < deadline, "redis-server does not answer"
-                time.sleep(0.05)
-    yield url
-    server.terminate()
-    server.wait(20)
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import redis
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -27,6 +28,18 @@ WRITERS, ROUNDS = 8, 40
 
 def ids(queue):
     return [video for video, _ in queue]
+
+
+def test_the_password_of_redis_is_read_from_the_environment(redis_url, monkeypatch):
+    server = redis.Redis.from_url(redis_url)
+    server.config_set("requirepass", "secret")
+    try:
+        with pytest.raises(ContractError, match="expected a Redis server"):
+            RedisStore(redis_url)
+        monkeypatch.setenv("SHORTLIST_QUEUES_PASSWORD", "secret")
+        RedisStore(redis_url).close()
+    finally:
+        server.config_set("requirepass", "")
 
 
 def test_thresholds_leave_out_what_is_not_clicked_enough(make_store):

@@ -1,0 +1,105 @@
+"""The store of a run's topic queues: where it is, what its snapshot says, and what has happened since."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from components.impression_example_gen.impressions import IMPRESSION, OUTCOMES, Splits, prepare
+from components.world import tables
+from pipeline.runs import artifact
+from serving.topic_queues.queues import TopicQueues, open_store
+from serving.topic_queues.settings import QueueSettings
+from serving.topic_queues.store import BATCH, Event, Snapshot, TopicStore
+from transform.contract import Contract, ContractError
+
+FILE = "topic_queues.db"  # of a run's folder, where the configuration names no store
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of events.
+
+    Attributes:
+        events: How many were added to the counts.
+        clicked: How many of those are clicks.
+        unknown: How many of them are of videos that the store did not know, which are in no queue before the next run.
+        left_out: The others, by reason.
+    """
+
+    events: int
+    clicked: int
+    unknown: int
+    left_out: dict[str, int]
+
+
+def load_queues(run: Mapping[str, Any]) -> None:
+    """Bring the store of a run's topic queues up to the snapshot that the run made, if it made one."""
+    uri = artifact(run, "queues")
+    if uri is not None:
+        with _opened(run) as (store, _):
+            store.replace(Snapshot.read(uri))
+
+
+def candidates(run: Mapping[str, Any], clicks: Sequence[str], seen: Collection[str]) -> list[str]:
+    """Videos from the queues of a user's topics; none where a run has no queues.
+
+    Args:
+        run: The record of a run.
+        clicks: Videos that the user clicked, most recent last.
+        seen: Videos not to return.
+    """
+    if artifact(run, "queues") is None:
+        return []
+    with _opened(run) as (store, settings):
+        return [candidate.video_id for candidate in TopicQueues(store, settings).candidates(clicks, set(seen))]
+
+
+def record(run: Mapping[str, Any], source: str) -> Recorded:
+    """Tell the store what happened after the run's world was written, so that the queues follow without training.
+
+    Args:
+        run: The record of a run.
+        source: Folder with the table `interactions`: that of the new events alone, for each counts once more.
+
+    Raises:
+        ContractError: The run has no queues, or the table does not fit the run's contract.
+    """
+    if artifact(run, "queues") is None:
+        raise ContractError(f"run {run['id']} has no topic queues: add `topics:` to its configuration and run again")
+    contract = Contract.from_json(run["contract"])
+    rows = prepare(
+        tables.read_table(source, "interactions", contract=contract).combine_chunks(), contract, Splits("time", 1, 0, 0)
+    )
+    outcomes = rows["outcome"].to_numpy()
+    counted = rows.filter(pa.array(outcomes == IMPRESSION)).select(["video_id", "at", "label"]).to_pydict()
+    videos, clicked = counted["video_id"], [int(label > 0) for label in counted["label"]]
+    events = [Event(v, (), 1, c, at) for v, c, at in zip(videos, clicked, counted["at"], strict=True)]
+    with _opened(run) as (store, _):
+        known = store.videos(set(videos))
+        for start in range(0, len(events), BATCH):
+            store.record(events[start : start + BATCH])
+    others = Counter(OUTCOMES[outcome] for outcome in outcomes[outcomes != IMPRESSION].tolist())
+    return Recorded(len(events), int(np.sum(clicked)), sum(video not in known for video in videos), dict(others))
+
+
+@contextmanager
+def _opened(run: Mapping[str, Any]) -> Iterator[tuple[TopicStore, QueueSettings]]:
+    """The store that the run's configuration names, or the file beside the run; filled if it is not there yet."""
+    settings = QueueSettings.model_validate(run["config"].get("queues", {}))
+    path = Path(run["models"]).parent / FILE
+    is_new = settings.store is None and not path.exists()
+    store = open_store(settings.store or str(path), settings)
+    try:
+        if is_new:
+            store.replace(Snapshot.read(str(artifact(run, "queues"))))
+        yield store, settings
+    finally:
+        store.close()
