@@ -143,7 +143,6 @@ def test_scene_weights_of_another_network_are_refused(tmp_path: Path):
         scene_probabilities(keras.Input([1, 32, 32, 3]), Scene(vgg16_weights=str(tmp_path / "none.h5")))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["RGB", "Flow"])
 def test_i3d_reads_the_cricket_shot(stream: Any, shared_data: Path):
     path = shared_data / "i3d" / f"v_CricketShot_g04_c01_{stream.lower()}.gif"
