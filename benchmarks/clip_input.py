@@ -47,17 +47,19 @@ def main() -> None:
     given = run["config"]["models"]["video_classifier"]
     training, config = ClipTrainingConfig.of(given["training"], "training"), Config.of(given["model"], "model")
     settings = ClipSettings.model_validate(run["config"]["clips"])
-    artifacts = run["artifacts"]["video_classifier"]
-    graphs = Path(artifacts["model_run"]).parents[2] / "Transform.clips" / "transform_graph"
-    transform = tft.TFTransformOutput(str(max(graphs.iterdir(), key=lambda path: int(path.name))))
+    made = Path(run["artifacts"]["video_classifier"]["model_run"]).parents[2]
+    transform = tft.TFTransformOutput(str(_newest(made / "Transform.clips" / "transform_graph")))
     model = build_model(config, settings, sizes(transform))
-    clips = read(
-        [f"{artifacts['examples']}/Split-train/*"], settings, transform, model.input_names, training.augmentation
-    )
+    train = f"{_newest(made / 'ClipExampleGen' / 'examples')}/Split-train/*"
+    clips = read([train], settings, transform, model.input_names, training.augmentation)
     measured = _measure(clips, model, config, training, options.batches)
     results = table.Results(HERE / "results" / "clip_input.json")
     results.add({"protocol": run["config"]["name"], "side": "ours", "model": "video_classifier", "seed": 0, **measured})
     (HERE / "results" / "clip_input.md").write_text("\n".join(_page(results)))
+
+
+def _newest(folder: Path) -> Path:
+    return max(folder.iterdir(), key=lambda path: int(path.name))
 
 
 def _measure(

@@ -372,7 +372,7 @@ def _print_outcome(console: Console, record: Run, folder: Path) -> None:
             place = f"{folder}/models/{model}"
             console.print(f"[green]{said}[/] {model} version {version} {where} {place}", highlight=False)
             if held := summary_of(gates_of(model, artifacts)):
-                console.print(f"[dim]  {held}[/]", highlight=False, soft_wrap=True)
+                console.print(f"[dim]  gates: {held}[/]", highlight=False, soft_wrap=True)
             continue
         table = Table(title=f"{model} was refused: nothing is pushed", title_style="bold red")
         for column in ("metric", "slice", "gate", "needed", "got", "served model"):
