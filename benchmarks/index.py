@@ -4,9 +4,12 @@
 
 PEERS has `peers/retrieval_requirements.txt`. Vectors are 64 wide, of length 1, around centres of which a few are large
 and with a falling spectrum, as towers give; a query is the mean of three videos and noise. Each index searches as wide
-as recall@100 of 0.98 needs: ours chooses that at the build, on queries of its own. Every index runs alone, one after
-the other, with `--threads` threads; times are medians of 300 single queries and of 10 batches of 64. Each size is added
-to `results/index.json` as soon as it is done, and `results/index.md` is written anew.
+as recall@100 of 0.98 needs: ours chooses that at the build, on queries of its own. `ours_topics` is the index as it is
+served with topics: a partition for each of 200 topics, and every video in the four nearest to it. `ours_answer` and
+`ours_topics_answer` are what the signature does with it: watched videos left out, ids for numbers; of topics 600
+answers, 60 of them kept for as many candidates of queues. HNSW has FAISS's own efConstruction. Every index runs alone,
+one after the other, with `--threads` threads; times are medians of 300 single queries and of 10 batches of 64. Every
+index is added to `results/index.json` as soon as it is measured, and `results/index.md` is written anew.
 """
 
 import argparse
@@ -15,7 +18,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,8 @@ from trainer.layers.topic_index import Catalogue, IndexSettings, TopicIndex
 
 HERE = Path(__file__).parent
 WIDTH, TOP, RECALL, BATCH = 64, 100, 0.98, 64
+TOPICS, OF_VIDEO = 200, 4
+_SENT = (slice(0, 50), slice(100, 160))  # numbers of the watched videos, and of the queues' candidates
 
 
 def main() -> None:
@@ -43,10 +49,10 @@ def main() -> None:
         tested = queries[:256]
         true = np.concatenate([np.argsort(-(part @ vectors.T), axis=1)[:, :TOP] for part in np.split(tested, 16)])
         np.savez(data, vectors=vectors, queries=tested, true=true)
-        for row in [*_ours(vectors, tested, true, queries[256:]), *_peers(data, options)]:
+        for row in chain(_ours(vectors, tested, true, queries[256:]), _peers(data, options)):
             about = {"protocol": str(size), "side": f"{options.threads} threads", "seed": 0}
             results.add({**about, **row, "load": round(os.getloadavg()[0], 1)})
-        _write(results, results.path.with_suffix(".md"))
+            _write(results, results.path.with_suffix(".md"))
         data.unlink()
         gc.collect()
 
@@ -78,42 +84,69 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _ours(vectors: np.ndarray, queries: np.ndarray, true: np.ndarray, sample: np.ndarray) -> list[dict[str, Any]]:
-    """Brute force, the index, and the whole answer of the served signature: 100 ids, 50 watched videos left out."""
+def _ours(vectors: np.ndarray, queries: np.ndarray, true: np.ndarray, sample: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Brute force, and the index with and without topics: the search, and the whole answer of the served signature."""
+    versions = {"versions": {"tensorflow": tf.__version__}}
     corpus = tf.Variable(vectors, trainable=False)
-    started = time.perf_counter()
-    settings = IndexSettings(answers=TOP, queue_share=0)
-    ids = [f"v{number:07d}" for number in range(len(vectors))]
-    index = TopicIndex(Catalogue(ids, vectors), settings, sample)
-    seconds = time.perf_counter() - started
-    spec = tf.TensorSpec([None, WIDTH], tf.float32)
-    number = np.array([int(name[1:]) for name in index.ids.numpy()])
 
-    @tf.function(input_signature=[spec], autograph=False)
+    @tf.function(input_signature=[tf.TensorSpec([None, WIDTH], tf.float32)], autograph=False)
     def brute_force(queries: tf.Tensor) -> tf.Tensor:
         return tf.math.top_k(tf.matmul(queries, corpus, transpose_b=True), TOP).indices
 
+    about = {"model": "tf_brute_force", "recall": 1.0, "bytes": vectors.nbytes, "build_seconds": 0.0, "width": 0}
+    yield {**about, **_times(brute_force, queries), **versions}
+    ids = [f"v{number:07d}" for number in range(len(vectors))]
+    kinds = (
+        ("ours", Catalogue(ids, vectors), IndexSettings(answers=TOP, queue_share=0)),
+        ("ours_topics", Catalogue(ids, vectors, _topics(vectors)), IndexSettings(answers=600)),
+    )
+    for name, catalogue, settings in kinds:
+        for row in _index(name, catalogue, settings, queries, true, sample):
+            yield {**row, **versions}
+        gc.collect()
+
+
+def _topics(vectors: np.ndarray) -> list[list[str]]:
+    """Of each video the four nearest of the topics, whose centres are videos."""
+    centres = vectors[np.random.default_rng(1).choice(len(vectors), TOPICS, replace=False)]
+    nearest = [np.argpartition(-(part @ centres.T), OF_VIDEO, axis=1)[:, :OF_VIDEO] for part in np.split(vectors, 10)]
+    return [[f"t{topic:03d}" for topic in row] for row in np.concatenate(nearest)]
+
+
+def _index(
+    name: str, catalogue: Catalogue, settings: IndexSettings, queries: np.ndarray, true: np.ndarray, sample: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    started = time.perf_counter()
+    index = TopicIndex(catalogue, settings, sample)
+    seconds = time.perf_counter() - started
+    spec = tf.TensorSpec([None, WIDTH], tf.float32)
+    number = np.array([int(given[1:]) for given in index.ids.numpy()])
+    copies = int(index.video_topics.shape[1])
+
     @tf.function(input_signature=[spec], autograph=False)
     def search(queries: tf.Tensor) -> tf.Tensor:
-        return index.search(queries, TOP).numbers
+        return index.search(queries, TOP * copies).numbers  # a video may come once for each of its topics
 
     @tf.function(input_signature=[spec], autograph=False)
     def answer(queries: tf.Tensor) -> tf.Tensor:
-        watched = tf.repeat(index.ids[tf.newaxis, :50], tf.shape(queries)[0], axis=0)
-        return index.answer(queries, watched, watched, watched[:, :0])["video_ids"]
+        watched, live = (tf.repeat(index.ids[tf.newaxis, part], tf.shape(queries)[0], axis=0) for part in _SENT)
+        live = live[:, : int(settings.answers * settings.queue_share)]
+        return index.answer(queries, watched, watched, live)["video_ids"]
 
     size = sum(len(v.numpy().tobytes()) for v in index.variables if v.dtype != tf.string)
-    size += sum(map(len, ids)) + 24 * len(ids)  # a string of TensorFlow takes 24 bytes and, if longer than 22, more
+    size += sum(map(len, catalogue.ids)) + 24 * len(catalogue.ids)  # a string of TensorFlow takes 24 bytes and its own
+    found = [_distinct(row[row >= 0])[:TOP] for row in search(queries).numpy()]
     about = {"bytes": size, "build_seconds": seconds, "width": index.probes}
-    found = search(queries).numpy()
-    rows = [{"model": "tf_brute_force", "recall": 1.0, "bytes": vectors.nbytes, "build_seconds": 0.0, "width": 0}]
-    rows[0] |= _times(brute_force, queries)
-    rows.append({"model": "ours", "recall": _recall(number[found], true), **about, **_times(search, queries)})
-    rows.append({"model": "ours_answer", "recall": rows[1]["recall"], **about, **_times(answer, queries)})
-    return [{**row, "versions": {"tensorflow": tf.__version__}} for row in rows]
+    about["recall"] = _recall([number[row] for row in found], true)
+    yield {"model": name, **about, **_times(search, queries)}
+    yield {"model": f"{name}_answer", **about, **_times(answer, queries)}
 
 
-def _recall(found: np.ndarray, true: np.ndarray) -> float:
+def _distinct(row: np.ndarray) -> np.ndarray:
+    return row[np.sort(np.unique(row, return_index=True)[1])]
+
+
+def _recall(found: Sequence[np.ndarray], true: np.ndarray) -> float:
     return float(np.mean([len(np.intersect1d(f, t)) for f, t in zip(found, true, strict=True)]) / TOP)
 
 
@@ -131,14 +164,16 @@ def _seconds(call: Callable[[tf.Tensor], tf.Tensor], queries: tf.Tensor) -> floa
     return time.perf_counter() - started
 
 
-def _peers(data: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _peers(data: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.peer_python is None:
-        return []
+        return
     command = [str(options.peer_python), "-m", "peers.index_peers", "--data", str(data.resolve())]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     command += ["--recall", str(RECALL)]
-    run = subprocess.run(command, cwd=HERE, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    with subprocess.Popen(command, cwd=HERE, env=environment, stdout=subprocess.PIPE, text=True) as run:
+        yield from (json.loads(line) for line in run.stdout or () if line.startswith("{"))
+    if run.returncode:
+        raise SystemExit(f"{command[0]}: the peers ended with exit code {run.returncode}")
 
 
 def _write(results: table.Results, path: Path) -> None:

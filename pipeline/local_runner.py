@@ -110,8 +110,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         RunFailedError: A node failed.
     """
     contract = contracts.load(config.contract)
-    for name, model in config.models.items():
-        check_settings(name, model.model, model.training, contract, config.clips)
+    check_models(config, contract)
     folder = folder.resolve()
     last = _last_run(folder, config.name)
     at = training_pipeline.Locations(
@@ -176,6 +175,18 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         record.artifacts = {name: history.artifacts(name, ran) for name in history.pushed}
         record.write()
     return record
+
+
+def check_models(config: RunConfig, contract: contracts.Contract) -> None:
+    """Refuse settings of models that do not fit, or not each other.
+
+    Raises:
+        ContractError: The message names the setting and the remedy.
+    """
+    read = [f for f in contract.features if f.source.removeprefix("content.") in contracts.CONTENT]
+    content = [f.dimension for f in read if f.dimension] if "interactions" in config.tables else []
+    for name, model in config.models.items():
+        check_settings(name, model.model, model.training, config.clips, content)
 
 
 def _weights(config: RunConfig) -> str:

@@ -6,12 +6,11 @@ Functions are named by dotted path, never by file, so that workers import them f
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from transform.clip_settings import ClipSettings
-from transform.contract import CONTENT, Contract
 
 Stream = Literal["clips", "videos", "impressions"]
 
@@ -92,10 +91,17 @@ def check_settings(
     name: str,
     model: Mapping[str, Any],
     training: Mapping[str, Any],
-    contract: Contract,
     clips: ClipSettings | None,
+    content: Sequence[int] = (),
 ) -> None:
     """Refuse settings of a model before anything runs, rather than when it comes to train.
+
+    Args:
+        name: Of the model.
+        model: Its settings.
+        training: Its settings of training.
+        clips: What a classifier would see.
+        content: Lengths of the content vectors that the run's other models read.
 
     Raises:
         ContractError: An unknown key, a value that does not fit, or a classifier for other clips or content vectors.
@@ -108,5 +114,4 @@ def check_settings(
         module, _, attribute = dotted.rpartition(".")
         settings = getattr(importlib.import_module(module), attribute).of(values, where)
         if entry.settings == dotted and entry.examples == "clips" and clips is not None:
-            made = [f.dimension for f in contract.features if f.source.removeprefix("content.") in CONTENT]
-            settings.check(clips, [dimension for dimension in made if dimension])
+            settings.check(clips, content)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from components.impression_example_gen.impressions import IMPRESSION, OUTCOMES, Splits, prepare
+from components.impression_example_gen.impressions import OUTCOMES, Splits, prepare, present_columns
 from components.world import tables
 from pipeline.runs import artifact
 from serving.topic_queues.queues import TopicQueues, open_store
 from serving.topic_queues.settings import QueueSettings
-from serving.topic_queues.store import BATCH, Event, Snapshot, TopicStore
+from serving.topic_queues.store import Event, Snapshot, TopicStore
 from transform.contract import Contract, ContractError
 
 FILE = "topic_queues.db"  # of a run's folder, where the configuration names no store
@@ -44,7 +44,7 @@ def load_queues(run: Mapping[str, Any]) -> None:
     """Bring the store of a run's topic queues up to the snapshot that the run made, if it made one."""
     uri = artifact(run, "queues")
     if uri is not None:
-        with _opened(run) as (store, _):
+        with _opened(run, fill=False) as (store, _):
             store.replace(Snapshot.read(uri))
 
 
@@ -75,30 +75,29 @@ def record(run: Mapping[str, Any], source: str) -> Recorded:
     if artifact(run, "queues") is None:
         raise ContractError(f"run {run['id']} has no topic queues: add `topics:` to its configuration and run again")
     contract = Contract.from_json(run["contract"])
-    rows = prepare(
-        tables.read_table(source, "interactions", contract=contract).combine_chunks(), contract, Splits("time", 1, 0, 0)
-    )
-    outcomes = rows["outcome"].to_numpy()
-    counted = rows.filter(pa.array(outcomes == IMPRESSION)).select(["video_id", "at", "label"]).to_pydict()
-    videos, clicked = counted["video_id"], [int(label > 0) for label in counted["label"]]
-    events = [Event(v, (), 1, c, at) for v, c, at in zip(videos, clicked, counted["at"], strict=True)]
+    columns = present_columns(source, "interactions", contract)
+    table = tables.read_table(source, "interactions", columns, contract=contract).combine_chunks()
+    rows = prepare(table, contract, Splits("time", 1, 0, 0))
+    counted = rows["counted"].to_numpy()
+    shown = rows.filter(pa.array(counted)).select(["video_id", "at", "label"]).to_pydict()
+    videos, clicked = shown["video_id"], [int(label == 1) for label in shown["label"]]
+    events = [Event(v, (), 1, c, at) for v, c, at in zip(videos, clicked, shown["at"], strict=True)]
     with _opened(run) as (store, _):
         known = store.videos(set(videos))
-        for start in range(0, len(events), BATCH):
-            store.record(events[start : start + BATCH])
-    others = Counter(OUTCOMES[outcome] for outcome in outcomes[outcomes != IMPRESSION].tolist())
+        store.record(events)
+    others = Counter(OUTCOMES[outcome] for outcome in rows["outcome"].to_numpy()[~counted].tolist())
     return Recorded(len(events), int(np.sum(clicked)), sum(video not in known for video in videos), dict(others))
 
 
 @contextmanager
-def _opened(run: Mapping[str, Any]) -> Iterator[tuple[TopicStore, QueueSettings]]:
-    """The store that the run's configuration names, or the file beside the run; filled if it is not there yet."""
+def _opened(run: Mapping[str, Any], fill: bool = True) -> Iterator[tuple[TopicStore, QueueSettings]]:
+    """The store that the run's configuration names, or the file beside the run, which is filled if it is a new one."""
     settings = QueueSettings.model_validate(run["config"].get("queues", {}))
     path = Path(run["models"]).parent / FILE
     is_new = settings.store is None and not path.exists()
     store = open_store(settings.store or str(path), settings)
     try:
-        if is_new:
+        if is_new and fill:
             store.replace(Snapshot.read(str(artifact(run, "queues"))))
         yield store, settings
     finally:

@@ -23,6 +23,7 @@ from transform.clips import PRIMARY_CATEGORY
 
 class ClipTrainingConfig(TrainingConfig):
     """How a video classifier is trained: see `TrainingConfig`, whose defaults are for rows that are smaller.
+
     Attributes:
         batch_size: Clips a step, over all replicas.
         shuffle_rows: Buffer of encoded clips that shuffles; half a megabyte each at 32 frames of 224 x 224.

@@ -49,7 +49,7 @@ class ClipSettings(BaseModel):
     mels: int = Field(default=64, ge=1)
     key_frames: int = Field(default=8, ge=0, le=64)
     key_frame_size: int = Field(default=360, ge=16, le=4096)
-    max_pixels: int = Field(default=4096 * 2304, ge=64)
+    max_pixels: int = Field(default=4096 * 2304, ge=64, lt=2**31)
     max_seconds: float = Field(default=3600.0, gt=0)
     max_frames: int = Field(default=250_000, ge=2)
     max_decode_seconds: float = Field(default=120.0, gt=0)

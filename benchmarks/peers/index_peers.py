@@ -40,10 +40,8 @@ def main() -> None:
         space = faiss.ParameterSpace()
         searches = _faiss_searches(index, space, parameter)
         _report(name, package, searches, queries, true, options.recall, {"build_seconds": seconds, "bytes": size})
-    try:
-        import scann
-    except ImportError:
-        return
+    import scann  # here, for it takes some seconds
+
     leaves = round(4 * math.sqrt(len(vectors)))
     started = time.perf_counter()
     builder = scann.scann_ops_pybind.builder(vectors, true.shape[1], "dot_product").set_n_training_threads(1)

@@ -214,7 +214,8 @@ class _Output:
         """Write a clip's example and the candidates for its cover."""
         split = SPLITS[row["split"]]
         self._writer(split).write(record)
-        self._key_frames += _write_key_frames(row, clip, self._job.world)
+        if self._job.settings.key_frames:
+            self._key_frames += _write_key_frames(row, clip, self._job.world)
         self._counts.update({f"rows {split}": 1, "bytes": len(record), "with_audio": int(clip.windows is not None)})
 
     def _writer(self, split: str) -> tf.io.TFRecordWriter:
@@ -274,7 +275,8 @@ def _summarise(accounts: list[Account], job: Job, known: dict[str, Any]) -> None
     key_frames = pa.concat_tables([KEY_FRAMES.empty_table(), *(account.key_frames for account in accounts)])
     rejected = pa.concat_tables([REJECTED.empty_table(), *(account.rejected for account in accounts)])
     tables.write_table(job.uri, "rejected", rejected)
-    tables.write_table(job.world, "key_frames", key_frames.sort_by([("video_id", "ascending")]))
+    if job.settings.key_frames:
+        tables.write_table(job.world, "key_frames", key_frames.sort_by([("video_id", "ascending")]))
     reasons = {key.removeprefix("rejected "): n for key, n in counts.items() if key.startswith("rejected ")}
     summary = {
         "rows": {split: counts[f"rows {split}"] for split in SPLITS},

@@ -24,6 +24,7 @@ MAX_FPS = 1000.0
 _READ_AHEAD = 1 << 20  # bytes of a remote file
 _SEEK_SECONDS = 0.25  # a jump that saves less costs more than decoding on
 _BLIND_SEEK_SECONDS = 10.0  # the same for files without an index, where the nearest key frame is not known
+_TAIL_SECONDS = 10.0
 _SLACK = 1.1  # by how much a header may promise more than there is
 _SCALED_FIRST = ("yuv420p", "yuvj420p")  # three times as fast as turning all pixels into colours
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+\.?\d*)")
@@ -41,6 +42,24 @@ class FaultError(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+
+class _Clock:
+    """When frames are shown: by pts, unless these are missing or step back more often than dts, as in AVI files."""
+
+    def __init__(self) -> None:
+        self._last, self._faults = {"pts": -np.inf, "dts": -np.inf}, {"pts": 0, "dts": 0}
+
+    def stamp(self, frame: Any) -> int | None:
+        """Of the next frame, in ticks; None where it has neither. Source: FFmpeg's `guess_correct_pts`."""
+        for name in self._last:
+            value = getattr(frame, name)
+            if value is not None:
+                self._faults[name] += value <= self._last[name]
+                self._last[name] = value
+        by_pts = frame.dts is None or self._faults["pts"] <= self._faults["dts"]
+        found: int | None = frame.pts if by_pts and frame.pts is not None else frame.dts
+        return found
 
 
 @contextmanager
@@ -180,6 +199,8 @@ class Video:
         return np.asarray(self._painter.reformat(frame, width, height, "bgr24", threads=1).to_ndarray(), np.uint8)
 
     def _open(self) -> None:
+        self._clock = _Clock()
+        self._counted = 0  # frames so far, for those without time stamps
         self.container = self._files.enter_context(opened(self._path, self.settings))
         pictures = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
         if not pictures:
@@ -188,7 +209,8 @@ class Video:
         if self._stream.codec_context is None:
             raise FaultError("no decoder", "FFmpeg knows the format of the pictures, but has no decoder for it")
         self._stream.thread_count = 1  # as many files are decoded at once as there are cores
-        self._stream.codec_context.options = {"max_pixels": str(self.settings.max_pixels)}
+        # With room, for FFmpeg counts what it allocates; `_refuse_size` is exact.
+        self._stream.codec_context.options = {"max_pixels": str(min(2 * self.settings.max_pixels, 2**31 - 1))}
         self._tick = float(self._stream.time_base)
         self.start = (self._stream.start_time or 0) * self._tick
 
@@ -224,8 +246,22 @@ class Video:
         return whole if whole and not self.container.streams.audio else self._length_of_packets(whole)
 
     def _length_of_packets(self, whole: float) -> float:
-        """Reads all of the file; `whole` seconds where even the last packet lies long before: the file was cut off."""
-        count, end, last = 0, 0.0, 0.0
+        """By the last seconds of the file, or all of it; `whole` seconds where the last packet lies long before.
+
+        Then the file was cut off.
+        """
+        end, last, count = self._ends(max(0.0, whole - _TAIL_SECONDS))
+        if not end:
+            self.rewind()
+            end, last, count = self._ends(None)
+        self.rewind()
+        return whole if 0 < _SLACK * last < whole else end or count / self.rate
+
+    def _ends(self, start: float | None) -> tuple[float, float, int]:
+        """When the pictures end and when anything does (0 where that is not known), and how many packets they have."""
+        if start is not None and not self._seek(self._stamp(start)):
+            return 0.0, 0.0, 0
+        end, last, count = 0.0, 0.0, 0
         for packet in self.container.demux():
             own = packet.size > 0 and packet.stream_index == self._stream.index
             count += own
@@ -233,8 +269,7 @@ class Video:
                 length = float((packet.duration or 0) * packet.time_base) or own / self.rate
                 until = float(packet.pts * packet.time_base) - self.start + length
                 end, last = max(end, until) if own else end, max(last, until)
-        self.rewind()
-        return whole if 0 < _SLACK * last < whole else end or count / self.rate
+        return end, last, count
 
     def _jumps(self, now: float, time: float) -> bool:
         """Seek to the last key frame before `time` if that is sooner than decoding on from `now`; whether it was."""
@@ -248,6 +283,7 @@ class Video:
     def _seek(self, stamp: int) -> bool:
         """Seek, where the format can."""
         if self._seeks:
+            self._clock = _Clock()
             try:
                 self.container.seek(stamp, stream=self._stream)
             except av.FFmpegError:
@@ -276,6 +312,8 @@ class Video:
             if self.decoded > self.settings.max_frames:
                 raise FaultError("too many frames", f"above {self.settings.max_frames} decoded")
             self._refuse_size(frame.width, frame.height)  # it may change midway
-            if frame.pts is None:  # then its time is known by counting, and nothing may be jumped over
+            stamp = self._clock.stamp(frame)
+            if stamp is None:  # then its time is known by counting, and nothing may be jumped over
                 self._seeks = False
-            yield (self.decoded - 1) / self.rate if frame.pts is None else self._time(frame.pts), frame
+            yield self._counted / self.rate if stamp is None else self._time(stamp), frame
+            self._counted += 1

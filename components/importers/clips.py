@@ -32,9 +32,8 @@ _EXPECTED = "a folder for each class with its videos in it"
 _NOT_VIDEO = "the file name is not that of a video"
 _NO_CLASS = "not in a folder of its class"
 _LINK = "a link to a folder"
-_ANY = ClipSettings(
-    max_pixels=2**31 - 1, max_seconds=1e9, max_frames=2**62, max_decode_seconds=20
-)  # a run has its limits
+# Any length and size: a run has limits of its own.
+_ANY = ClipSettings(max_pixels=2**31 - 1, max_seconds=1e9, max_frames=2**62, max_decode_seconds=20)
 
 
 def import_clips(source: str | None, out: str) -> ImportSummary:
@@ -48,17 +47,17 @@ def import_clips(source: str | None, out: str) -> ImportSummary:
         ContractError: There is no class folder with a video.
     """
     folder = sources.folder(source, _EXPECTED)
+    refuse_leftovers(out, ("videos",))
     root = folder if files.is_remote(folder) else os.path.abspath(folder)
     found = [(label, name) for label in files.names(root) for name in _below(files.join(root, label))]
     rows = _rows(root, [(label, name) for label, name in found if _is_video(name)])
     if not rows:
         raise ContractError(f"{folder}: expected {_EXPECTED}, got none with {', '.join(SUFFIXES)}: check --from")
     unlike = [f"{label}/{name}" for label, name in found if not _is_video(name)]
-    others = [(path, _LINK if os.path.islink(files.join(root, path)) else _NOT_VIDEO) for path in unlike]
+    others = [(path, _NOT_VIDEO if files.is_file(files.join(root, path)) else _LINK) for path in unlike]
     others += [
         (name, _NO_CLASS) for name in files.names(root) if _is_video(name) and files.is_file(files.join(root, name))
     ]
-    refuse_leftovers(out, ("videos",))
     tables.write_table(out, "videos", tables.conform(pa.Table.from_pylist(rows), "videos"))
     reasons = [("videos", i, why, json.dumps({"media_path": path})) for i, (path, why) in enumerate(others)]
     rejected = [dict(zip(check.REJECTED.names, reason, strict=True)) for reason in reasons]
@@ -69,7 +68,8 @@ def import_clips(source: str | None, out: str) -> ImportSummary:
 
 def _below(folder: str) -> Iterator[str]:
     """Every file of a folder and of the folders in it, as a path within it; links to folders are not followed."""
-    for name in files.names(folder) if files.is_folder(folder) else ():
+    names = files.names(folder) if files.is_folder(folder) else []
+    for name in (name for name in names if not name.startswith(".")):
         path = files.join(folder, name)
         if files.is_file(path) or os.path.islink(path):  # which may lead back
             yield name
@@ -78,7 +78,7 @@ def _below(folder: str) -> Iterator[str]:
 
 
 def _is_video(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not os.path.basename(name).startswith(".")
+    return name.lower().endswith(SUFFIXES)
 
 
 def _rows(root: str, found: list[tuple[str, str]]) -> list[dict[str, str | float | None]]:
@@ -87,7 +87,7 @@ def _rows(root: str, found: list[tuple[str, str]]) -> list[dict[str, str | float
         {
             "video_id": f"{label}/{name}",
             "primary_category": label,
-            "group_id": f"{label}/{_PART.sub('', os.path.splitext(name)[0])}",
+            "group_id": f"{label}/{_PART.sub('', os.path.splitext(os.path.basename(name))[0])}",
             "duration_seconds": seconds,
             "media_path": path,
         }
@@ -108,5 +108,6 @@ def _seconds(paths: list[str]) -> list[float | None]:
 def _notes(rows: list[dict[str, str | float | None]]) -> list[str]:
     classes, groups = (len({row[name] for row in rows}) for name in ("primary_category", "group_id"))
     broken = sum(row["duration_seconds"] is None for row in rows)
-    unknown = [f"{broken} videos of unknown duration: remote, or broken (then no clip comes of them)"] if broken else []
+    why = "remote, slow to read, or broken (then no clip comes of them)"
+    unknown = [f"{broken} videos of unknown duration: {why}"] if broken else []
     return [f"{classes} classes, {groups} groups that splits keep together", *unknown, check.CLIPS_ONLY]

@@ -243,10 +243,11 @@ def _last(store: str) -> tuple[str, int]:
         return "", 0
     with files.reading(f"{store}/{_LATEST}") as file:
         latest = json.loads(file.read())
-    if files.is_file(f"{latest['uri']}/{VIDEO_TOPICS}.parquet"):
-        return latest["uri"], latest["next_topic"]
-    logging.warning("the last topics are gone from %s: all topics are new ones, with new ids", latest["uri"])
-    return "", latest["next_topic"]
+    uri, following = str(latest["uri"]), int(latest.get("next_topic", 0))
+    if files.is_file(f"{uri}/{VIDEO_TOPICS}.parquet"):
+        return uri, max(following, read_summary(uri)["next_topic"])
+    logging.warning("the last topics are gone from %s: all topics are new ones, with new ids", uri)
+    return "", following
 
 
 def _last_topics(uri: str) -> dict[str, str]:

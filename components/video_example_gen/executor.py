@@ -83,7 +83,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         examples = artifact_utils.get_single_instance(output_dict["examples"])
         title = title_column(Contract.from_json(exec_properties["contract_json"]))
         job = Job(exec_properties["world"], examples.uri, title, exec_properties["cover_size"])
-        rows = read_videos(job, Splits.from_json(exec_properties["splits_json"]), bool(input_dict.get("clips")))
+        found = sum(clips.get_int_custom_property("key_frames") for clips in input_dict.get("clips") or ())
+        rows = read_videos(job, Splits.from_json(exec_properties["splits_json"]), found > 0)
         for folder in (_PARTIAL, *(f"Split-{split}" for split in SPLITS)):
             tf.io.gfile.makedirs(f"{job.uri}/{folder}")
         with self._make_beam_pipeline() as pipeline:

@@ -134,7 +134,7 @@ def summary_of(held: Iterable[Gate]) -> str:
         bounds.setdefault(f"{gate.metric} {number(gate.got)}", []).append(gate.cells()[3])
     of_slices = sum(gate.slice != slice_name(OVERALL) for gate in held)
     listed = [f"{measured} ({', '.join(bound)})" for measured, bound in bounds.items()]
-    return "; ".join([*listed, *([f"{of_slices} gates of slices"] if of_slices else [])])
+    return "; ".join([*listed, *([f"and {of_slices} of slices"] if of_slices else [])])
 
 
 def _loaded(infra_validation_uri: str) -> Gate:

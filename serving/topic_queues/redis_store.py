@@ -107,7 +107,7 @@ class RedisStore(TopicStore):
 
     Args:
         url: `redis://[user:password@]host:port/database`, or rediss:// for TLS; the variable SHORTLIST_QUEUES_PASSWORD
-            goes before a password in it.
+            gives the password where it has none.
         settings: Thresholds and smoothing.
         name: Keeps several stores of one database apart.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
@@ -50,9 +52,9 @@ class QueueSettings(BaseModel):
     @field_validator("store")
     @classmethod
     def _keep_secrets_out(cls, store: str | None) -> str | None:
-        if store and "://" in store and "@" in store:
+        if store and "://" in store and (urlsplit(store).password or "password=" in urlsplit(store).query):
             raise ValueError(
-                "expected an address without credentials, which end up in run.json and in the report: set "
+                "expected an address without a password, which would end up in run.json and in the report: set "
                 "SHORTLIST_QUEUES_PASSWORD"
             )
         return store

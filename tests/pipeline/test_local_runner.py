@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from pipeline import config as configs
+from pipeline import training_pipeline
 from pipeline.local_runner import _named_files
+from transform import contract as contracts
 
 
 def test_files_that_settings_name_are_known_by_what_is_in_them(tmp_path: Path):
@@ -18,3 +21,14 @@ def test_files_that_settings_name_are_known_by_what_is_in_them(tmp_path: Path):
     assert len(set(known)) == len(known)
     assert _named_files(settings) == known[-1]
     assert _named_files({"visual": "conv3d", "width": 16, "scene": None}) == ""
+
+
+def test_other_weights_are_another_input_of_the_trainer():
+    settings = configs.load("movielens")
+
+    def trainer(weights: str):
+        at = training_pipeline.Locations("w", "f", "/root", "/models", weights={"ranker": weights})
+        nodes = training_pipeline.components(settings, contracts.load("movielens"), at, {})
+        return next(node for node in nodes if node.id == "Trainer").exec_properties["custom_config"]
+
+    assert trainer("a") == trainer("a") != trainer("b")

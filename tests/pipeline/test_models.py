@@ -4,21 +4,22 @@ import importlib
 
 import pytest
 
+from pipeline import config
+from pipeline.config import BUILT_IN
+from pipeline.local_runner import check_models
 from pipeline.models import MODELS, PREPROCESSING, check_settings
 from transform.clip_settings import ClipSettings
 from transform.contract import ContractError, load
 
-MICROVIDEO = load("microvideo")
-
 
 def test_an_unknown_setting_is_refused_with_its_place_and_a_hint():
     with pytest.raises(ContractError, match=r"models\.ranker\.model\.embeding_width.*did you mean 'embedding_width'"):
-        check_settings("ranker", {"embeding_width": 8}, {}, MICROVIDEO, None)
+        check_settings("ranker", {"embeding_width": 8}, {}, None)
 
 
 def test_a_training_setting_that_does_not_fit_is_refused():
     with pytest.raises(ContractError, match=r"models\.ranker\.training\.epochs.*got 0"):
-        check_settings("ranker", {}, {"epochs": 0}, MICROVIDEO, None)
+        check_settings("ranker", {}, {"epochs": 0}, None)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,21 @@ def test_a_training_setting_that_does_not_fit_is_refused():
 )
 def test_a_classifier_that_does_not_go_with_clips_or_contract_is_refused_before_anything_runs(model, training, said):
     with pytest.raises(ContractError, match=said):
-        check_settings("video_classifier", model, training, MICROVIDEO, ClipSettings(size=16))
+        check_settings("video_classifier", model, training, ClipSettings(size=16), [16])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
+def test_built_in_configurations_pass(name):
+    settings = config.load(name)
+    check_models(settings, load(settings.contract))
+
+
+def test_vectors_are_compared_with_the_contract_where_somebody_reads_them():
+    demo, clips = config.load("demo"), config.load("clips")
+    wide = clips.models["video_classifier"].model_copy(update={"model": {"width": 128}})
+    check_models(clips.model_copy(update={"models": {"video_classifier": wide}}), load("microvideo"))
+    with pytest.raises(ContractError, match="expected 16, the dimension that the contract gives content vectors"):
+        check_models(demo.model_copy(update={"models": {**demo.models, "video_classifier": wide}}), load("microvideo"))
 
 
 @pytest.mark.parametrize("name", MODELS)

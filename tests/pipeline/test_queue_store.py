@@ -76,6 +76,22 @@ def test_the_command_says_what_it_recorded(run: dict[str, Any], tmp_path: Path, 
     assert "1 left out: missing label" in said
 
 
+def test_events_count_as_a_snapshot_of_them_would(run: dict[str, Any], tmp_path: Path):
+    """A neutral rating is an exposure without a click, there and here."""
+    run["contract"] = load("movielens").to_json()
+    rows = {"user_id": ["u"] * 3, "video_id": ["a"] * 3, "at": [2000] * 3, "rating": [5.0, 3.0, 1.0]}
+    write_table(str(tmp_path / "new"), "interactions", pa.table(rows))
+    told = queue_store.record(run, str(tmp_path / "new"))
+    assert (told.events, told.clicked, told.left_out) == (3, 1, {})
+
+
+def test_a_table_that_does_not_fit_is_one_clear_error(run: dict[str, Any], tmp_path: Path):
+    rows = {"user_id": ["u"], "video_id": ["a"], "at": [2000], "click": [1.0]}
+    write_table(str(tmp_path / "new"), "interactions", pa.table(rows))
+    with pytest.raises(ContractError, match=r"the column 'clicked' is missing \(did you mean 'click'\?\)"):
+        queue_store.record(run, str(tmp_path / "new"))
+
+
 def test_a_run_without_queues_is_told_how_to_get_some(tmp_path: Path):
     with pytest.raises(ContractError, match="run r has no topic queues: add `topics:`"):
         queue_store.record({"id": "r", "artifacts": {}}, str(tmp_path))
@@ -84,5 +100,7 @@ def test_a_run_without_queues_is_told_how_to_get_some(tmp_path: Path):
 
 def test_a_password_is_no_part_of_a_configuration():
     given = {"name": "x", "contract": "microvideo", "models": {"ranker": {"gates": [{"metric": "auc", "at_least": 0}]}}}
-    with pytest.raises(ValueError, match="expected an address without credentials"):
-        RunConfig.model_validate({**given, "queues": {"store": "redis://:secret@queues:6379"}})
+    for store in ("redis://:secret@queues:6379", "redis://queues:6379?password=secret"):
+        with pytest.raises(ValueError, match="expected an address without a password"):
+            RunConfig.model_validate({**given, "queues": {"store": store}})
+    RunConfig.model_validate({**given, "queues": {"store": "redis://shortlist@queues:6379/0"}})

@@ -36,7 +36,7 @@ def test_gates_that_hold_are_told_in_a_line():
         Gate("logloss", "all examples", "ceiling", True, 0.6, 0.5, None, True),
         Gate("accuracy", "has_audio = yes", "floor", False, 0.5, 0.9, None, True),
     ]
-    assert summary_of(gates) == "accuracy 0.8123 (≥ 0.7000, ≥ 0.7500); logloss 0.5000 (≤ 0.6000); 1 gates of slices"
+    assert summary_of(gates) == "accuracy 0.8123 (≥ 0.7000, ≥ 0.7500); logloss 0.5000 (≤ 0.6000); and 1 of slices"
     assert summary_of([]) == ""
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.keras_version import keras
 from trainer.ranker import BASELINES, Config, build_model
-from transform.contract import ContractError
+from transform.contract import TOPICS, ContractError, load
 
 
 def layers_of(model: keras.Model) -> set[str]:
@@ -43,6 +43,25 @@ def test_a_switch_takes_its_part_out_of_the_graph(world: Any, switch: dict[str, 
     assert gone <= layers_of(full)
     assert not gone & layers_of(reduced)
     assert reduced.count_params() != full.count_params()
+
+
+@pytest.mark.parametrize("architecture", ["mhsa_crossing", *BASELINES])
+def test_topics_are_a_feature_of_every_ranker(architecture: str):
+    contract = load("microvideo")
+    sizes = dict.fromkeys(contract.vocabularies, 12)
+    model = build_model(Config(architecture=architecture), contract, sizes)
+    randomise(model)
+    shapes = {name: (1, *tensor.shape[1:]) for name, tensor in zip(model.input_names, model.inputs, strict=True)}
+    inputs = {
+        name: tf.ones(shapes[name], model.input[name].dtype) if name != "topics" else tf.zeros(shapes[name], tf.int64)
+        for name in shapes
+    }
+    (topics,) = (f.name for f in contract.inputs if f.source == TOPICS)
+    pair = tf.constant([[3, 5] + [0] * (shapes[topics][1] - 2)], tf.int64)
+    logit = keras.Model(model.inputs, model.get_layer("logit").output)
+    answers = [float(logit({**inputs, topics: given})[0, 0]) for given in (inputs[topics], pair, pair[:, ::-1])]
+    assert abs(answers[0] - answers[1]) > 1e-3
+    np.testing.assert_allclose(answers[1], answers[2], rtol=1e-5)  # their order does not matter
 
 
 def test_the_low_order_form_is_one_weighted_sum_of_both_representations(world: Any):

@@ -132,6 +132,8 @@ def test_the_decoder_itself_refuses_pictures_that_grow_above_the_limit(media):
     path = media.raw("both.h264", b"".join(Path(part).read_bytes() for part in parts))
     with Video(path, SMALL.model_copy(update={"max_pixels": 64 * 48})) as video:
         assert len(list(video._frames())) == 10
+    exact = media.write("exact.mp4", media.plain([0] * 10, (72, 128)))  # FFmpeg takes memory for 96 x 128
+    assert len(read_clip(exact, SMALL.model_copy(update={"max_pixels": 72 * 128})).frames) == 4
     with Video(path, SMALL) as video:
         assert {frame.width for _, frame in video._frames()} == {64, 6400}
 
@@ -154,6 +156,26 @@ def test_frames_of_a_long_file_are_those_of_their_times(media, name, codec):
     np.testing.assert_allclose(clip.times, (np.arange(4) + 0.5) * clip.seconds / 4, atol=0.041)
     expected = np.rint(np.array(clip.times) * 25) % 25 * 10
     np.testing.assert_allclose(levels(clip.frames), expected, atol=4)
+
+
+def test_pictures_out_of_order_are_shown_in_order(media):
+    """H.264 with B-frames in AVI, whose time stamps are those of decoding: each picture as FFmpeg shows it."""
+    path = str(media.folder / "a.avi")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.options = {"bf": "2", "qp": "10", "g": "12", "preset": "fast"}
+        for index, picture in enumerate(media.plain(range(0, 250, 2))):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    clip = read_clip(path, SMALL.model_copy(update={"frames": 8}))
+    np.testing.assert_allclose(clip.times, (np.arange(8) + 0.5) * 5 / 8, atol=0.13)
+    # 2 a frame, two frames late as B-frames of this container are: every picture is the one of its time, in order.
+    np.testing.assert_allclose(levels(clip.frames)[1:], 2 * (25 * np.array(clip.times) - 2)[1:], atol=3)
 
 
 def test_a_long_file_is_sought_not_decoded_throughout(media):

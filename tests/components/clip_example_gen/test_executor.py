@@ -138,14 +138,14 @@ def test_frames_that_a_video_came_with_are_its_key_frames(done, world):
     ]
 
 
-def test_a_run_without_key_frames_leaves_none_of_an_earlier_one(media, tmp_path):
+def test_a_run_without_key_frames_counts_none_and_leaves_those_of_others(media, tmp_path):
     paths = [media.write(f"{i}.mp4", media.plain([5] * 10)) for i in range(12)]
-    names = [f"v{i}" for i in range(12)]
-    tables.write_table(str(media.folder), "videos", pa.table({"video_id": names, "media_path": paths}))
-    run(str(media.folder), str(tmp_path / "with"))
-    assert len(tables.read_table(str(media.folder), "key_frames")) == 24
-    run(str(media.folder), str(tmp_path / "without"), SETTINGS.model_copy(update={"key_frames": 0}))
-    assert len(tables.read_table(str(media.folder), "key_frames")) == 0
+    videos = pa.table({"video_id": [f"v{i}" for i in range(12)], "media_path": paths, "frame_paths": [["a.jpg"]] * 12})
+    tables.write_table(str(media.folder), "videos", videos)
+    before = run(str(media.folder), str(tmp_path / "with"))
+    without = run(str(media.folder), str(tmp_path / "without"), SETTINGS.model_copy(update={"key_frames": 0}))
+    assert [made.get_int_custom_property("key_frames") for made in (before, without)] == [12, 0]
+    assert len(tables.read_table(str(media.folder), "key_frames")) == 12
 
 
 def test_running_again_writes_the_same_examples(done, world, tmp_path):

@@ -99,6 +99,8 @@ def test_no_video_is_passed_over_in_silence(source, tmp_path):
     summary = clips.import_clips(str(source), str(tmp_path / "world"))
     ids = tables.read_table(summary.world, "videos")["video_id"].to_pylist()
     assert "Yoyo/day 1/v_Yoyo_g03_c01.avi" in ids
+    groups = dict(zip(ids, tables.read_table(summary.world, "videos")["group_id"].to_pylist(), strict=True))
+    assert groups["Yoyo/day 1/v_Yoyo_g03_c01.avi"] == "Yoyo/v_Yoyo_g03"  # wherever its other parts lie
     assert summary.rejected == {
         "videos: a link to a folder": 1,
         "videos: the file name is not that of a video": 1,

@@ -43,7 +43,9 @@ def run(world: str, uri: str, with_clips: bool) -> standard_artifacts.Examples:
     examples = standard_artifacts.Examples()
     examples.uri = uri
     properties = {"world": world, "contract_json": contract.load("microvideo").to_json(), "splits_json": SPLITS}
-    given = {"clips": [standard_artifacts.Examples()]} if with_clips else {}
+    clips = standard_artifacts.Examples()
+    clips.set_int_custom_property("key_frames", 4 if with_clips else 0)
+    given = {"clips": [clips]}
     context = BaseBeamExecutor.Context(beam_pipeline_args=["--runner=DirectRunner"], tmp_dir=uri, unique_id="1")
     Executor(context).Do(given, {"examples": [examples]}, {**properties, "cover_size": SIZE})
     return examples
