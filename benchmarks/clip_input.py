@@ -26,6 +26,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 from protocols import table
+from protocols.artifacts import newest
 
 from trainer.clip_data import ClipSplit, read
 from trainer.clip_training import ClipTrainingConfig
@@ -48,18 +49,14 @@ def main() -> None:
     training, config = ClipTrainingConfig.of(given["training"], "training"), Config.of(given["model"], "model")
     settings = ClipSettings.model_validate(run["config"]["clips"])
     made = Path(run["artifacts"]["video_classifier"]["model_run"]).parents[2]
-    transform = tft.TFTransformOutput(str(_newest(made / "Transform.clips" / "transform_graph")))
+    transform = tft.TFTransformOutput(str(newest(made / "Transform.clips" / "transform_graph")))
     model = build_model(config, settings, sizes(transform))
-    train = f"{_newest(made / 'ClipExampleGen' / 'examples')}/Split-train/*"
+    train = f"{newest(made / 'ClipExampleGen' / 'examples')}/Split-train/*"
     clips = read([train], settings, transform, model.input_names, training.augmentation)
     measured = _measure(clips, model, config, training, options.batches)
     results = table.Results(HERE / "results" / "clip_input.json")
     results.add({"protocol": run["config"]["name"], "side": "ours", "model": "video_classifier", "seed": 0, **measured})
     (HERE / "results" / "clip_input.md").write_text("\n".join(_page(results)))
-
-
-def _newest(folder: Path) -> Path:
-    return max(folder.iterdir(), key=lambda path: int(path.name))
 
 
 def _measure(

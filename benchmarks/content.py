@@ -26,6 +26,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as `shortlist run` has it
 import numpy as np
 import tensorflow as tf
 from protocols import table
+from protocols.artifacts import newest
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
@@ -84,10 +85,10 @@ def _measure(run: Row, folder: Path, variant: str, seed: int) -> Row:
     transform = artifacts / "Transform.impressions"
     settings, out = configs.load("demo").models["ranker"], folder / variant
     arguments = SimpleNamespace(
-        train_files=[f"{_newest(transform / 'transformed_examples')}/Split-train/*"],
-        eval_files=[f"{_newest(transform / 'transformed_examples')}/Split-valid/*"],
+        train_files=[f"{newest(transform / 'transformed_examples')}/Split-train/*"],
+        eval_files=[f"{newest(transform / 'transformed_examples')}/Split-valid/*"],
         raw_files=[f"{run['artifacts']['ranker']['examples']}/Split-valid/*"],
-        transform_graph_path=str(_newest(transform / "transform_graph")),
+        transform_graph_path=str(newest(transform / "transform_graph")),
         serving_model_dir=str(out / "model"),
         model_run_dir=str(out / "run"),
         custom_config={
@@ -99,10 +100,6 @@ def _measure(run: Row, folder: Path, variant: str, seed: int) -> Row:
     )
     run_fn(arguments)
     return _scores(str(out / "model"), run["artifacts"]["ranker"]["examples"])
-
-
-def _newest(folder: Path) -> Path:
-    return max(folder.iterdir(), key=lambda path: int(path.name))
 
 
 def _scores(model: str, examples: str) -> Row:

@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 from protocols import table
+from protocols.artifacts import newest
 from sklearn.metrics import roc_auc_score
 
 from pipeline.runs import load_run
@@ -86,8 +87,8 @@ def _data(run: dict[str, Any]) -> Data:
     contract = Contract.from_json(run["contract"])
     own = run["artifacts"]["ranker"]
     transform = Path(own["model_run"]).parents[2] / "Transform.impressions"
-    output = tft.TFTransformOutput(str(_newest(transform / "transform_graph")))
-    spec, examples = output.transformed_feature_spec(), _newest(transform / "transformed_examples")
+    output = tft.TFTransformOutput(str(newest(transform / "transform_graph")))
+    spec, examples = output.transformed_feature_spec(), newest(transform / "transformed_examples")
     train, valid = (read([f"{examples}/Split-{part}/*"], spec, contract, 2**33) for part in ("train", "valid"))
     layer, parts, novelty = output.transform_features_layer(), [], []
     for batch in tf.data.TFRecordDataset(tf.io.gfile.glob(f"{own['examples']}/Split-test/*"), "GZIP").batch(4096):
@@ -97,10 +98,6 @@ def _data(run: dict[str, Any]) -> Data:
     test = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     new = np.concatenate([row["video_novelty"].numpy() for row in novelty]) == b"new"
     return Data(contract, vocabulary_sizes(contract, output), train, valid, test, new)
-
-
-def _newest(folder: Path) -> Path:
-    return max(folder.iterdir(), key=lambda path: int(path.name))
 
 
 def _measure(run: dict[str, Any], data: Data, model: str, side: str, seed: int) -> dict[str, Any]:

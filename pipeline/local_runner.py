@@ -113,6 +113,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
     check_models(config, contract)
     folder = folder.resolve()
     last = _last_run(folder, config.name)
+    frames = config.frames.model_dump() if config.frames else {}
     at = training_pipeline.Locations(
         world=str(Path(world).resolve()) if "://" not in world else world,
         fingerprint=f"{tables.fingerprint(world, config.tables)}-{code_fingerprint()}",
@@ -120,7 +121,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         models=str(folder / "models"),
         clips_fingerprint=f"{media.fingerprint(world)}-{code_fingerprint()}" if config.clips else "",
         videos_fingerprint=(
-            f"{media.fingerprint(world, media.PICTURES)}-{_weights(config)}{code_fingerprint()}"
+            f"{media.fingerprint(world, media.PICTURES)}-{_named_files(frames)}-{code_fingerprint()}"
             if config.topics or config.frames
             else ""
         ),
@@ -183,20 +184,14 @@ def check_models(config: RunConfig, contract: contracts.Contract) -> None:
     Raises:
         ContractError: The message names the setting and the remedy.
     """
-    read = [f for f in contract.features if f.source.removeprefix("content.") in contracts.CONTENT]
-    content = [f.dimension for f in read if f.dimension] if "interactions" in config.tables else []
+    read = contract.needs("content") if "interactions" in config.tables else []
+    content = [feature.dimension for feature, _ in read if feature.dimension]
     for name, model in config.models.items():
         check_settings(name, model.model, model.training, config.clips, content)
 
 
-def _weights(config: RunConfig) -> str:
-    """What the weights of the encoder of frames are known by."""
-    weights = config.frames.weights if config.frames else None
-    return f"{files.sketch(weights)}-" if weights else ""
-
-
 def _named_files(settings: Any) -> str:
-    """What the files are known by that a model's settings name: weights, checkpoints and SavedModels."""
+    """What the files are known by that settings name: weights, checkpoints and SavedModels."""
     if isinstance(settings, Mapping):
         return "".join(_named_files(value) for value in settings.values())
     return "".join(files.sketch(settings + end) for end in _WEIGHTS) if isinstance(settings, str) else ""

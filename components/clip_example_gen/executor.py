@@ -110,6 +110,11 @@ def read_summary(uri: str) -> dict[str, Any]:
         return dict(json.loads(file.read()))
 
 
+def has_key_frames(input_dict: dict[str, list[types.Artifact]]) -> bool:
+    """Whether the `clips` among a component's inputs, if it has any, came with candidates for covers."""
+    return any(made.get_int_custom_property("key_frames") for made in input_dict.get("clips") or ())
+
+
 def read_videos(job: Job, division: Splits) -> pa.Table:
     """The columns of the videos that clips are made from, and their `split`, an index into SPLITS."""
     videos = tables.read_table(job.world, "videos").combine_chunks()

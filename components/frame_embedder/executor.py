@@ -24,6 +24,7 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
+from components.clip_example_gen.executor import has_key_frames
 from components.frame_embedder.encoders import Encoder, encoder
 from components.frame_embedder.settings import FrameSettings
 from components.impression_example_gen import impressions, partitions
@@ -65,8 +66,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         world = exec_properties["world"]
         settings = FrameSettings.model_validate_json(exec_properties["settings_json"])
         encoder(settings)  # weights that do not fit are said here rather than by a worker
-        found = sum(clips.get_int_custom_property("key_frames") for clips in input_dict.get("clips") or ())
-        rows = read_pictures(world, found > 0)
+        rows = read_pictures(world, has_key_frames(input_dict))
         files.make_folder(f"{made.uri}/{FRAMES}")
         tables.write_table(f"{made.uri}/looks", "none", LOOKS.empty_table())  # where there is no video at all
         with self._make_beam_pipeline() as pipeline:

@@ -35,14 +35,13 @@ from components.impression_example_gen import features, impressions, partitions
 from components.impression_example_gen.artifact import CATALOGUE, describe
 from components.impression_example_gen.impressions import IMPRESSION, LEARNED, NEUTRAL, OUTCOMES, SPLITS, Splits
 from components.world import tables
-from transform.contract import CONTENT, Contract, ContractError, Feature
+from transform.contract import Contract, ContractError, Feature
 
 SUMMARY_FILE = "summary.json"
 TIME_BINS = 100_000
 ROWS_PER_PARTITION = 100_000
 _BYTES_PER_CSV_ROW = 32  # of a table whose rows only reading would count
 _PARTIAL = ".partial"  # folder for files being written; not in a split, whose every file TFX reads
-_OF_CONTENT = ("derived.content_match", *(f"content.{name}" for name in CONTENT))
 _FIRST, _LAST = 0, 1
 FEEDBACK = "frame_feedback"
 
@@ -121,7 +120,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 raise
             raise ContractError(message) from error
         tf.io.gfile.rmtree(f"{job.uri}/{_PARTIAL}")
-        if input_dict.get("content") and any(f.source in _OF_CONTENT for f in contract.features):
+        if input_dict.get("content") and contract.needs("content"):
             made_by.write(job.uri, made_by.read(artifact_utils.get_single_uri(input_dict["content"])))
         _describe(examples, read_summary(job.uri), world)
 

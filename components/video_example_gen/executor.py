@@ -25,7 +25,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
 from components.clip_example_gen import splits
-from components.clip_example_gen.executor import title_column
+from components.clip_example_gen.executor import has_key_frames, title_column
 from components.impression_example_gen import impressions, partitions
 from components.impression_example_gen.artifact import describe
 from components.impression_example_gen.impressions import SPLITS, Splits
@@ -83,8 +83,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         examples = artifact_utils.get_single_instance(output_dict["examples"])
         title = title_column(Contract.from_json(exec_properties["contract_json"]))
         job = Job(exec_properties["world"], examples.uri, title, exec_properties["cover_size"])
-        found = sum(clips.get_int_custom_property("key_frames") for clips in input_dict.get("clips") or ())
-        rows = read_videos(job, Splits.from_json(exec_properties["splits_json"]), found > 0)
+        rows = read_videos(job, Splits.from_json(exec_properties["splits_json"]), has_key_frames(input_dict))
         for folder in (_PARTIAL, *(f"Split-{split}" for split in SPLITS)):
             tf.io.gfile.makedirs(f"{job.uri}/{folder}")
         with self._make_beam_pipeline() as pipeline:
