@@ -266,6 +266,8 @@ class _StepWatcher(logging.Handler):
             rows = f"{step.rows:>9,} rows" if step.rows is not None else ""
             cached = "  (cached)" if step.cached else ""
             self._console.print(f"  {step.name:<24} {step.seconds:6.1f} s {rows:>15}{cached}", highlight=False)
+            if (judged := self._history.judged_by(step.name)) and not self._history.blessed(judged):
+                self._console.print(f"  [red]{judged} is refused by its gates[/]: it is not pushed", highlight=False)
 
 
 class History:
@@ -293,6 +295,13 @@ class History:
     def pushed_by(self, node: str) -> str | None:
         """The model that a node pushes, if it does."""
         return next((model for model in self.pushed if node == self._node("Pusher", model)), None)
+
+    def judged_by(self, node: str) -> str | None:
+        """The model that a node judges, if it does."""
+        return next((model for model in self.pushed if node == self._judge(model)), None)
+
+    def _judge(self, model: str) -> str:
+        return self._check if model == FEED else self._node("Evaluator", model)
 
     def _store(self) -> MetadataStore:
         return MetadataStore(self._connection)
@@ -331,8 +340,7 @@ class History:
     def blessed(self, model: str) -> bool:
         """Whether the model of the newest run passed its gates."""
         store = self._store()
-        node = self._check if model == FEED else self._node("Evaluator", model)
-        execution = self._newest(store, node)
+        execution = self._newest(store, self._judge(model))
         assert execution is not None, "the run ended, so it was judged"
         return any(
             a.custom_properties["blessed"].int_value == 1

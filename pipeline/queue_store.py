@@ -67,25 +67,29 @@ def record(run: Mapping[str, Any], source: str) -> Recorded:
 
     Args:
         run: The record of a run.
-        source: Folder with the table `interactions`: that of the new events alone, for each counts once more.
+        source: Folder with the table `interactions`: that of the new events alone, for each counts once more. Those
+            before the instant of the run's snapshot are left out.
 
     Raises:
         ContractError: The run has no queues, or the table does not fit the run's contract.
     """
-    if artifact(run, "queues") is None:
+    uri = artifact(run, "queues")
+    if uri is None:
         raise ContractError(f"run {run['id']} has no topic queues: add `topics:` to its configuration and run again")
     contract = Contract.from_json(run["contract"])
     columns = present_columns(source, "interactions", contract)
     table = tables.read_table(source, "interactions", columns, contract=contract).combine_chunks()
     rows = prepare(table, contract, Splits("time", 1, 0, 0))
-    counted = rows["counted"].to_numpy()
+    known_already = rows["counted"].to_numpy() & (rows["at"].to_numpy() < Snapshot.instant(uri))
+    counted = rows["counted"].to_numpy() & ~known_already
     shown = rows.filter(pa.array(counted)).select(["video_id", "at", "label"]).to_pydict()
     videos, clicked = shown["video_id"], [int(label == 1) for label in shown["label"]]
     events = [Event(v, (), 1, c, at) for v, c, at in zip(videos, clicked, shown["at"], strict=True)]
     with _opened(run) as (store, _):
         known = store.videos(set(videos))
         store.record(events)
-    others = Counter(OUTCOMES[outcome] for outcome in rows["outcome"].to_numpy()[~counted].tolist())
+    others = Counter(OUTCOMES[outcome] for outcome in rows["outcome"].to_numpy()[~counted & ~known_already].tolist())
+    others += Counter({"earlier than the run's snapshot, which counts it": int(known_already.sum())})
     return Recorded(len(events), int(np.sum(clicked)), sum(video not in known for video in videos), dict(others))
 
 

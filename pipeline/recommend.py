@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from components.impression_example_gen import asking
 from components.impression_example_gen.asking import UserContext
+from components.serving_baseline.executor import served_version
 from components.world import files, tables
 from pipeline import queue_store
 from pipeline.models import FEED
@@ -224,9 +225,14 @@ def served(run: Mapping[str, Any], target: str | None, timeout_seconds: float = 
     """A client of the server at `target`, or of a local one of this run's feed that is stopped afterwards.
 
     Raises:
-        ContractError: The run assembles no feed.
+        ContractError: The run assembles no feed, or has pushed none yet.
     """
     _settings(run)
+    if target is None and not served_version(f"{run['models']}/{FEED}"):
+        raise ContractError(
+            f"run {run['id']} has pushed no feed (outcome: {run['outcome']}): run it to its end, or give another with "
+            "--run"
+        )
     token = os.environ.get(TOKEN_VARIABLE)  # which a local server asks for too
     if target is not None:
         with Client(target, timeout_seconds=timeout_seconds, token=token) as client:

@@ -32,6 +32,7 @@ _EXPECTED = "a folder for each class with its videos in it"
 _NOT_VIDEO = "the file name is not that of a video"
 _NO_CLASS = "not in a folder of its class"
 _LINK = "a link to a folder"
+_NAMED = 5  # of a kind
 # Any length and size: a run has limits of its own.
 _ANY = ClipSettings(max_pixels=2**31 - 1, max_seconds=1e9, max_frames=2**62, max_decode_seconds=20)
 
@@ -49,15 +50,15 @@ def import_clips(source: str | None, out: str) -> ImportSummary:
     folder = sources.folder(source, _EXPECTED)
     refuse_leftovers(out, ("videos",))
     root = folder if files.is_remote(folder) else os.path.abspath(folder)
-    found = [(label, name) for label in files.names(root) for name in _below(files.join(root, label))]
+    labels = [name for name in files.names(root) if not os.path.islink(files.join(root, name))]
+    found = [(label, name) for label in labels for name in _below(files.join(root, label))]
     rows = _rows(root, [(label, name) for label, name in found if _is_video(name)])
     if not rows:
         raise ContractError(f"{folder}: expected {_EXPECTED}, got none with {', '.join(SUFFIXES)}: check --from")
     unlike = [f"{label}/{name}" for label, name in found if not _is_video(name)]
     others = [(path, _NOT_VIDEO if files.is_file(files.join(root, path)) else _LINK) for path in unlike]
-    others += [
-        (name, _NO_CLASS) for name in files.names(root) if _is_video(name) and files.is_file(files.join(root, name))
-    ]
+    others += [(name, _LINK) for name in files.names(root) if name not in labels]
+    others += [(name, _NO_CLASS) for name in labels if _is_video(name) and files.is_file(files.join(root, name))]
     tables.write_table(out, "videos", tables.conform(pa.Table.from_pylist(rows), "videos"))
     reasons = [("videos", i, why, json.dumps({"media_path": path})) for i, (path, why) in enumerate(others)]
     rejected = [dict(zip(check.REJECTED.names, reason, strict=True)) for reason in reasons]
@@ -107,7 +108,8 @@ def _seconds(paths: list[str]) -> list[float | None]:
 
 def _notes(rows: list[dict[str, str | float | None]]) -> list[str]:
     classes, groups = (len({row[name] for row in rows}) for name in ("primary_category", "group_id"))
-    broken = sum(row["duration_seconds"] is None for row in rows)
+    broken = [str(row["video_id"]) for row in rows if row["duration_seconds"] is None]
     why = "remote, slow to read, or broken (then no clip comes of them)"
-    unknown = [f"{broken} videos of unknown duration: {why}"] if broken else []
+    some = ", ".join(broken[:_NAMED]) + (", ..." if len(broken) > _NAMED else "")
+    unknown = [f"{len(broken)} videos of unknown duration: {why}: {some}"] if broken else []
     return [f"{classes} classes, {groups} groups that splits keep together", *unknown, check.CLIPS_ONLY]

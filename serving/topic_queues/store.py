@@ -122,8 +122,7 @@ class Snapshot:
         """
         try:
             system, path = pa.fs.FileSystem.from_uri(uri if "://" in uri else os.path.abspath(uri))
-            with system.open_input_stream(f"{path}/snapshot.json") as file:
-                before = int(json.loads(file.read())["before"])
+            before = cls.instant(uri)
             table = pq.read_table(f"{path}/videos", columns=list(Video._fields), filesystem=system)
         except (OSError, pa.ArrowInvalid, ValueError, KeyError) as error:
             raise ContractError(
@@ -132,6 +131,13 @@ class Snapshot:
             ) from error
         columns = zip(*(table[name].to_pylist() for name in Video._fields), strict=True)
         return cls(before, [Video(video, tuple(topics or ()), *counts) for video, topics, *counts in columns])
+
+    @staticmethod
+    def instant(uri: str) -> int:
+        """Up to when the snapshot in a folder counts, in unix seconds."""
+        system, path = pa.fs.FileSystem.from_uri(uri if "://" in uri else os.path.abspath(uri))
+        with system.open_input_stream(f"{path}/snapshot.json") as file:
+            return int(json.loads(file.read())["before"])
 
     def priors(self, settings: QueueSettings) -> dict[str, float]:
         """The mean click-through rate of each topic, smoothed towards `min_click_rate`."""

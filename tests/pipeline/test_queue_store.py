@@ -51,16 +51,18 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return record
 
 
-def events(folder: Path, videos: list[str], clicked: list[float | None]) -> str:
-    rows = {"user_id": ["u"] * len(videos), "video_id": videos, "at": [2000] * len(videos), "clicked": clicked}
+def events(folder: Path, videos: list[str], clicked: list[float | None], at: list[int] | None = None) -> str:
+    rows = {"user_id": ["u"] * len(videos), "video_id": videos, "at": at or [2000] * len(videos), "clicked": clicked}
     write_table(str(folder), "interactions", pa.table(rows))
     return str(folder)
 
 
 def test_clicks_that_are_recorded_change_the_order_and_are_counted_once(run: dict[str, Any], tmp_path: Path):
     assert queue_store.candidates(run, ["a"], []) == ["a", "b"]  # 40 % before 30 %
-    told = queue_store.record(run, events(tmp_path / "new", ["b"] * 50 + ["z", "a"], [1.0] * 51 + [None]))
-    assert told == queue_store.Recorded(events=51, clicked=51, unknown=1, left_out={"missing label": 1})
+    source = events(tmp_path / "new", ["b"] * 50 + ["z", "a", "a"], [1.0] * 51 + [None, 1.0], at=[2000] * 52 + [999])
+    told = queue_store.record(run, source)
+    left_out = {"missing label": 1, "earlier than the run's snapshot, which counts it": 1}
+    assert told == queue_store.Recorded(events=51, clicked=51, unknown=1, left_out=left_out)
     assert queue_store.candidates(run, ["a"], []) == ["b", "a"]  # 80 of 150 before 40 of 100
     assert queue_store.candidates(run, ["a"], ["b"]) == ["a"]
     queue_store.load_queues(run)  # the same snapshot again: what came after its instant stays, and counts once
