@@ -94,7 +94,11 @@ def _data(run: dict[str, Any]) -> Data:
     for batch in tf.data.TFRecordDataset(tf.io.gfile.glob(f"{own['examples']}/Split-test/*"), "GZIP").batch(4096):
         raw = tf.io.parse_example(batch, parse_spec(contract))
         parts.append({n: np.asarray(value) for n, value in layer(raw).items() if n in spec})
-        novelty.append(tf.io.parse_example(batch, {"video_novelty": tf.io.FixedLenFeature([], tf.string, "")}))
+        rest = {"video_novelty": tf.io.FixedLenFeature([], tf.string, "")}
+        rest[contract.label.name] = tf.io.FixedLenFeature([], tf.float32)  # which nobody sends to a served model
+        further = tf.io.parse_example(batch, rest)
+        parts[-1][contract.label.name] = further[contract.label.name].numpy()
+        novelty.append(further)
     test = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     new = np.concatenate([row["video_novelty"].numpy() for row in novelty]) == b"new"
     return Data(contract, vocabulary_sizes(contract, output), train, valid, test, new)
