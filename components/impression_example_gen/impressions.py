@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,13 +41,14 @@ OUTCOMES = (
     "missing label",
     "label out of range",
     "time in milliseconds",
+    "time in the future",
     "time not positive",
     "missing weight",
     "unknown video",
     "unknown user",
 )
-IMPRESSION, NEUTRAL, MISSING_KEY, MISSING_LABEL, BAD_LABEL, MILLISECONDS, NOT_POSITIVE = range(7)
-MISSING_WEIGHT, UNKNOWN_VIDEO, UNKNOWN_USER = range(7, len(OUTCOMES))
+IMPRESSION, NEUTRAL, MISSING_KEY, MISSING_LABEL, BAD_LABEL, MILLISECONDS, FUTURE, NOT_POSITIVE = range(8)
+MISSING_WEIGHT, UNKNOWN_VIDEO, UNKNOWN_USER = range(8, len(OUTCOMES))
 FUSED = "content.fused_vector"
 # By what an artifact is called, the table in it that tells of videos.
 LEARNED = {"content": "content", "topics": "video_topics", "frames": "looks"}
@@ -142,8 +144,8 @@ def refuse_unclear_ids(rows: pa.Table, key: str, where: str) -> None:
 
 
 def plausible(at: Ints) -> npt.NDArray[np.bool_]:
-    """Which times can be unix seconds of an event."""
-    return (at > 0) & (at <= tables.MILLISECONDS_FROM)
+    """Which times can be unix seconds of an event: one in the future would move the instant that a feed is asked at."""
+    return (at > 0) & (at <= time.time())
 
 
 def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Table:
@@ -166,6 +168,7 @@ def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Ta
         data[contract.weight.source] = pa.array(weight)
     outcome[~_in_range(raw, contract.label)] = BAD_LABEL
     outcome[~np.isfinite(raw)] = MISSING_LABEL
+    outcome[~plausible(at)] = FUTURE
     outcome[at > tables.MILLISECONDS_FROM] = MILLISECONDS
     outcome[at <= 0] = NOT_POSITIVE
     outcome[~keyed] = MISSING_KEY

@@ -167,7 +167,10 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
     np.testing.assert_allclose(weights(resumed), weights(whole), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("setting", "tolerance"), [({"xla": True}, 1e-3), ({"mixed_precision": "bfloat16"}, 0.03)])
+@pytest.mark.parametrize(
+    ("setting", "tolerance"),
+    [({"xla": True}, 1e-3), ({"mixed_precision": "bfloat16"}, 0.03), ({"mixed_precision": "float16"}, 0.01)],
+)
 def test_compiled_and_16_bit_training_score_as_plain_training(
     tmp_path: Path, setting: dict[str, Any], tolerance: float
 ):

@@ -206,16 +206,24 @@ def test_a_partition_of_orphans_fits_the_others(make_world, contract, tmp_path):
 
 
 def test_times_and_labels_out_of_range_are_rejected_and_do_not_move_the_cuts(done, make_world, contract, tmp_path):
-    wrong = [("ann", "a", 1_600_000_000_000, 5.0), ("ann", "b", -1, 5.0), ("bob", "c", 700, 77.0)]
+    later = 90_000_000_000
+    wrong = [
+        ("ann", "a", 1_600_000_000_000, 5.0),
+        ("ann", "b", -1, 5.0),
+        ("bob", "c", 700, 77.0),
+        ("bob", "a", later, 5.0),
+    ]
     world = make_world(tmp_path / "world", [*ROWS, *FAULTY[:4], *wrong])
     examples = _execute(world, tmp_path / "out", contract)
     summary = read_summary(examples.uri)
-    reasons = {"label out of range": 1, "time in milliseconds": 1, "time not positive": 1}
+    reasons = {"label out of range": 1, "time in milliseconds": 1, "time in the future": 1, "time not positive": 1}
     assert summary["rejected"] == {**reasons, "unknown video": 1, "unknown user": 1}
     assert summary["splits"] == read_summary(done[1].uri)["splits"]  # of as many plausible times
     paths = glob.glob(f"{examples.uri}/rejected-*.parquet")
     kept = {row["reason"]: row["at"] for path in paths for row in pq.read_table(path).to_pylist()}
-    assert {reason: kept[reason] for reason in reasons} == dict(zip(reasons, (700, 1_600_000_000_000, -1), strict=True))
+    assert {reason: kept[reason] for reason in reasons} == dict(
+        zip(reasons, (700, 1_600_000_000_000, later, -1), strict=True)
+    )
 
 
 @pytest.mark.parametrize(("table", "key"), [("videos", "video_id"), ("users", "user_id")])

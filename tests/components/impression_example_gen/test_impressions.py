@@ -95,18 +95,19 @@ def test_outcomes_tell_neutral_and_each_reason_of_rejection(run_steps):
             ("ann", "a", 9, 5.5),
             ("ann", "a", 10, 0.5),
             ("ann", "a", 1_600_000_000_000, 5.0),
+            ("ann", "a", 90_000_000_000, 5.0),
             ("ann", "a", 0, 5.0),
         ]
     )
     missing, beyond = "missing label", "label out of range"
     expected = ["neutral", missing, missing, "unknown video", "unknown user", "missing key", "missing key", missing]
-    expected = ["time not positive", *expected, beyond, beyond, "time in milliseconds"]
+    expected = ["time not positive", *expected, beyond, beyond, "time in the future", "time in milliseconds"]
     assert [row["outcome"] for row in rows] == expected
 
 
 def test_rows_out_of_range_are_no_events(run_steps):
     wrong = [("ann", "a", -5, 5.0), ("ann", "a", 0, 5.0), ("ann", "a", 1, 9.0)]
-    last = run_steps([*wrong, ("ann", "a", 100_000_000_000, 5.0)])[-1]
+    last = run_steps([*wrong, ("ann", "a", 1_600_000_000, 5.0)])[-1]
     assert (last["outcome"], last["video_events"], last["user_events"], last["history"]) == ("impression", 0, 0, [])
 
 
