@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
@@ -17,6 +19,7 @@ from rich.console import Console
 from tfx.orchestration import metadata
 from tfx_bsl.tfxio import tf_example_record
 
+from components.anomaly_gate.executor import AnomaliesFoundError
 from components.importers.demo import import_demo
 from components.world import tables
 from pipeline import cli, local_runner, models
@@ -142,6 +145,19 @@ def test_an_unchanged_run_comes_from_the_cache(pushed, world, folder, good_model
     assert {node: len(states) - len(before[node]) for node, states in after.items()} == dict.fromkeys(STEPS, 1)
     assert again.served_version == pushed.served_version
     assert [path.name for path in good_model.parent.iterdir()] == [good_model.name]
+
+
+def test_an_anomaly_stops_the_run_before_anything_is_trained(world, tmp_path):
+    """A duration below the contract's minimum of 0, of one video of a world that was not checked."""
+    spoilt_world = Path(shutil.copytree(world, tmp_path / "world"))
+    videos = tables.read_table(str(spoilt_world), "videos")
+    seconds = pa.array([-5.0, *videos["duration_seconds"].to_pylist()[1:]], videos["duration_seconds"].type)
+    place = videos.column_names.index("duration_seconds")
+    tables.write_table(str(spoilt_world), "videos", videos.set_column(place, "duration_seconds", seconds))
+    with pytest.raises(AnomaliesFoundError, match=r"train, feature 'duration_seconds': .* -5<0"):
+        run(SETTINGS, str(spoilt_world), tmp_path / "runs")
+    assert "Transform" not in executions(tmp_path / "runs")
+    assert not (tmp_path / "runs" / "models" / "ranker").exists()
 
 
 def test_report_is_one_page_about_this_run(pushed, folder):
