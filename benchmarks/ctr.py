@@ -3,8 +3,8 @@
     python benchmarks/ctr.py --peer-python PEERS/bin/python [--protocols B A T] [--models ...] [--seeds 1 2 3]
 
 Every run is added to `results/ctr.json` as soon as it is done (an interrupted benchmark goes on with `--only-missing`),
-and `results/ctr.md` is written anew. Both sides: Adam 1e-3, batch 1,024, embedding 16, perceptron 256-128, two threads,
-l2 1e-5 on a batch's summed loss, the epoch with the best validation AUC. Ours are trained by `trainer.training.fit`;
+and `results/ctr.md` is written anew. Both sides: Adam 1e-3, batch 1,024, embedding 16, perceptron 256-128, as many
+threads, l2 1e-5 on a batch's summed loss, the epoch with the best validation AUC. Ours are trained by `trainer.training.fit`;
 only `mhsa_crossing` and its ablations have settings of their own, chosen on the validation rows of protocol B. For the
 protocols see `protocols/movielens.py`.
 """
@@ -35,7 +35,7 @@ from transform.contract import Contract
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("SHORTLIST_DATA", HERE.parent.parent / "shared" / "data"))
-BATCH, DIMENSION, THREADS = 1024, 16, 2
+BATCH, DIMENSION = 1024, 16
 
 # deepctr-torch adds l2 1e-5 to the summed loss of a batch; our loss is the mean.
 L2 = 1e-5 / BATCH
@@ -87,8 +87,8 @@ PATIENCE = {"peer": 8, "ours": 2, "lr": 8, "fm": 8, "afm": 8, "acf": 8}
 
 def main() -> None:
     options = _options()
-    tf.config.threading.set_intra_op_parallelism_threads(THREADS)
-    tf.config.threading.set_inter_op_parallelism_threads(THREADS)
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
     results = table.Results(options.results / "ctr.json")
     for protocol in options.protocols:
         path = movielens.prepare(protocol, options.source, options.work, 40_000 if options.quick else None)
@@ -96,7 +96,8 @@ def main() -> None:
             arrays = {key: file[key] for key in file.files}
         for seed in options.seeds:
             for side, name, measure in _runs(protocol, seed, path, arrays, options, results):
-                results.add({"protocol": protocol, "side": side, "model": name, "seed": seed, **measure})
+                about = {"protocol": protocol, "side": side, "model": name, "seed": seed, "threads": options.threads}
+                results.add({**about, **measure})
                 table.write(results, options.results / "ctr.md")
 
 
@@ -111,6 +112,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--peers-only", action="store_true", help="leave ours out")
     parser.add_argument("--epochs", type=int, default=25, help="at most so many")
+    parser.add_argument("--threads", type=int, default=2, help="of either side; with 1, run as many seeds as cores")
     parser.add_argument(
         "--quick", action="store_true", help="40,000 ratings and 2 epochs, to try the script; results go to --work"
     )
@@ -211,7 +213,7 @@ def _peer(
     sizes = json.loads(str(arrays["about"]))["vocabulary_sizes"]
     features = movielens.PLAIN[protocol]
     tables = {f: sizes[str(movielens.contract(protocol).feature(f).vocabulary)] for f in features if f != "rated_at"}
-    settings = {"batch_size": BATCH, "dimension": DIMENSION, "threads": THREADS}
+    settings = {"batch_size": BATCH, "dimension": DIMENSION, "threads": options.threads}
     settings |= {"epochs": options.epochs, "patience": PATIENCE["peer"]}
     command = [str(options.peer_python), "-m", "peers.ctr_peers", "--data", str(path.resolve()), "--models", name]
     command += ["--seed", str(seed), "--features", *features]

@@ -17,7 +17,8 @@ INTRODUCTION = """\
 Written by `benchmarks/ctr.py`, whose docstring says what is equal on both sides. AUC and logloss are of the test rows,
 at the epoch with the best validation AUC: mean and standard deviation over the seeds. rows/s is training: the median
 epoch without the first, of the fastest seed, for the machine was shared. ms is what scoring 1,000 rows takes, of the
-fastest seed. The peer is deepctr-torch."""
+fastest seed. Both are of the seeds that ran with as many threads as the protocol's title says. The peer is
+deepctr-torch."""
 MORE_FIELDS = ("autoint_history", "deep_fm_history")
 ABLATIONS = ("no_crossing", "no_attention", "low_order")
 COMPARED = ("lr", "fm", "deep_fm", "autoint")
@@ -74,7 +75,9 @@ def write(results: Results, path: Path) -> None:
     lines = ["# CTR benchmark on the MovieLens-1M prefix", ""]
     lines += [INTRODUCTION, "", f"Machine: {'; '.join(machines)}. Versions: {', '.join(versions)}.", ""]
     for protocol in sorted({row["protocol"] for row in rows}, key="BAT".index):
-        lines += [f"## {TITLES[protocol]}", "", *_table(results, protocol), ""]
+        threads = max(row["threads"] for row in rows if row["protocol"] == protocol)
+        title = f"## {TITLES[protocol]}, {threads} thread{'s' if threads > 1 else ''}"
+        lines += [title, "", *_table(results, protocol, threads), ""]
     lines += ["## Bars", "", *_bars(results), ""]
     path.write_text("\n".join(lines))
 
@@ -88,7 +91,7 @@ def _machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _table(results: Results, protocol: str) -> list[str]:
+def _table(results: Results, protocol: str, threads: int) -> list[str]:
     models = dict.fromkeys(row["model"] for row in results.rows.values() if row["protocol"] == protocol)
     best = sorted(models, key=lambda name: -(results.mean(protocol, "ours", name) or 0))
     lines = [
@@ -97,17 +100,18 @@ def _table(results: Results, protocol: str) -> list[str]:
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     for name in best:
         ours, peer = (results.of(protocol, side, name) for side in ("ours", "peer"))
-        lines.append(f"| {name} | {' | '.join([*_cells(ours, count=True), *_cells(peer)])} |")
+        lines.append(f"| {name} | {' | '.join([*_cells(ours, threads, count=True), *_cells(peer, threads)])} |")
     return lines
 
 
-def _cells(rows: list[Result], count: bool = False) -> list[str]:
+def _cells(rows: list[Result], threads: int, count: bool = False) -> list[str]:
     if not rows:
         return [""] * (5 if count else 4)
     spread = [
         f"{np.mean(part):.4f} ± {np.std(part):.4f}" for part in ([r[v] for r in rows] for v in ("auc", "logloss"))
     ]
-    speed = [f"{max(r['rows_per_second'] for r in rows):,.0f}", f"{min(r['ms_per_1000'] for r in rows):.2f}"]
+    timed = [r for r in rows if r["threads"] == threads]
+    speed = [f"{max(r['rows_per_second'] for r in timed):,.0f}", f"{min(r['ms_per_1000'] for r in timed):.2f}"]
     return [*spread, *([str(len(rows))] if count else []), *speed]
 
 
@@ -124,7 +128,8 @@ def _bars(results: Results) -> list[str]:
         lines += _full(results, protocol)
         lines += _above_all(results, protocol, "mhsa_crossing_history", ())
     ours, peer = (
-        max((r["rows_per_second"] for r in results.of("B", side, "autoint")), default=0) for side in ("ours", "peer")
+        max((r["rows_per_second"] for r in results.of("B", side, "autoint") if r["threads"] == 2), default=0)
+        for side in ("ours", "peer")
     )
     if ours and peer:
         lines.append(_bar(ours >= peer, f"B: AutoInt trains at {ours:,.0f} rows/s, the peer's at {peer:,.0f}"))
