@@ -4,9 +4,9 @@
 
 Every run is added to `results/ctr.json` as soon as it is done (an interrupted benchmark goes on with `--only-missing`),
 and `results/ctr.md` is written anew. Both sides: Adam 1e-3, batch 1,024, embedding 16, perceptron 256-128, as many
-threads, l2 1e-5 on a batch's summed loss, the epoch with the best validation AUC. Ours are trained by `trainer.training.fit`;
-only `mhsa_crossing` and its ablations have settings of their own, chosen on the validation rows of protocol B. For the
-protocols see `protocols/movielens.py`.
+threads, l2 1e-5 on a batch's summed loss, the epoch with the best validation AUC. Ours are trained by
+`trainer.training.fit`; only `mhsa_crossing` and its ablations have settings of their own, chosen on the validation rows
+of protocol B. For the protocols see `protocols/movielens.py`.
 """
 
 import argparse

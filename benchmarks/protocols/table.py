@@ -111,7 +111,9 @@ def _cells(rows: list[Result], threads: int, count: bool = False) -> list[str]:
         f"{np.mean(part):.4f} ± {np.std(part):.4f}" for part in ([r[v] for r in rows] for v in ("auc", "logloss"))
     ]
     timed = [r for r in rows if r["threads"] == threads]
-    speed = [f"{max(r['rows_per_second'] for r in timed):,.0f}", f"{min(r['ms_per_1000'] for r in timed):.2f}"]
+    speed = ["", ""]
+    if timed:
+        speed = [f"{max(r['rows_per_second'] for r in timed):,.0f}", f"{min(r['ms_per_1000'] for r in timed):.2f}"]
     return [*spread, *([str(len(rows))] if count else []), *speed]
 
 
