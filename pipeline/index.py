@@ -6,7 +6,7 @@ import importlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from components.impression_example_gen import asking, features
 from components.serving_baseline.executor import served_version
 from components.serving_check import trial
 from components.serving_check.settings import ServingCheckSettings
+from pipeline import queue_store
 from pipeline.errors import RunFailedError
 from pipeline.models import COVER_CHOOSER, EXPORTERS, FEED, RETRIEVER
 from pipeline.runs import artifact, learned_of_videos
@@ -36,7 +37,8 @@ def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
     """Push versions of the served models of retrieval and of covers, and of the feed, that hold a world's videos.
 
     Topics, content vectors and key frames are those that the run made. A video that came later is found by its title,
-    tags, categories and author, and has a cover among its `frame_paths` or `cover_path`, until the next run.
+    tags, categories and author, and has a cover among its `frame_paths` or `cover_path`, until the next run. The topic
+    queues go into the model as they stand now, for clients that ask without a store.
 
     Args:
         run: A record of `pipeline.runs.load_run`.
@@ -49,12 +51,11 @@ def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
         ContractError: None is served, or the table of videos does not fit.
     """
     contract = Contract.from_json(run["contract"])
-    catalogues: dict[str, Callable[[], Iterable[bytes]]] = {
-        RETRIEVER: lambda: _videos(run, world, contract),
-        COVER_CHOOSER: lambda: _frames(run, world),
-    }
     makers: dict[str, Callable[[str, str], object]] = {
-        name: partial(_rebuild, name, videos) for name, videos in catalogues.items()
+        RETRIEVER: lambda served, to: _exporter(RETRIEVER).rebuild(
+            served, _videos(run, world, contract), to, queues=queue_store.by_topic(run)
+        ),
+        COVER_CHOOSER: lambda served, to: _exporter(COVER_CHOOSER).rebuild(served, _frames(run, world), to),
     }
     if run["config"].get("feed"):
         makers[FEED] = partial(_assemble, run, world, contract)  # last: it is made of the others
@@ -75,8 +76,8 @@ def _refuse_other_content(model: str, learned: Mapping[str, str]) -> None:
         )
 
 
-def _rebuild(name: str, videos: Callable[[], Iterable[bytes]], served: str, to: str) -> None:
-    importlib.import_module(EXPORTERS[name]).rebuild(served, videos(), to)
+def _exporter(name: str) -> Any:
+    return importlib.import_module(EXPORTERS[name])
 
 
 def _assemble(run: Mapping[str, Any], world: str, contract: Contract, served: str, to: str) -> None:

@@ -62,6 +62,17 @@ def candidates(run: Mapping[str, Any], clicks: Sequence[str], seen: Collection[s
         return [candidate.video_id for candidate in TopicQueues(store, settings).candidates(clicks, set(seen))]
 
 
+def by_topic(run: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The videos in the queue of each topic as it stands now, best first; none where a run has no queues."""
+    uri = artifact(run, "queues")
+    if uri is None:
+        return {}
+    topics = sorted({topic for video in Snapshot.read(uri).videos for topic in video.topics})
+    with _opened(run) as (store, settings):
+        queues = store.tops(topics, settings.candidates)
+    return {topic: [video for video, _ in queue] for topic, queue in zip(topics, queues, strict=True)}
+
+
 def record(run: Mapping[str, Any], source: str) -> Recorded:
     """Tell the store what happened after the run's world was written, so that the queues follow without training.
 

@@ -177,8 +177,7 @@ def _asked(run: Mapping[str, Any], user_id: str) -> _Asked:
 
 def _queued(asked: _Asked) -> list[str]:
     """Videos from the queues of the user's topics."""
-    clicks = [video for f in asked.contract.histories for video in asked.context.features.get(f.name, [])]
-    return queue_store.candidates(asked.run, clicks, asked.context.seen)
+    return queue_store.candidates(asked.run, asked.context.clicked, asked.context.seen)
 
 
 def _entries(rows: Sequence[Mapping[str, Any]], asked: _Asked, names: Mapping[str, str]) -> list[FeedEntry]:

@@ -45,6 +45,7 @@ class UserContext:
         features: Those about the user, by name; a missing value is left out.
         now: The instant, unix seconds.
         seen: Videos the user had any event with, in order of their ids.
+        clicked: Videos of the user's positive events, most recent last.
         categories: Of each primary category the user had events with: how many, and the rate of positive ones.
         profile: The content that the user took to, see `impressions.profiles`; empty where not known.
     """
@@ -52,6 +53,7 @@ class UserContext:
     features: dict[str, Any]
     now: int
     seen: list[str]
+    clicked: list[str] = field(default_factory=list)
     categories: dict[str, tuple[float, float]] = field(default_factory=dict)
     profile: list[float] = field(default_factory=list)
 
@@ -129,6 +131,7 @@ def user_context(
         features=known,
         now=at,
         seen=sorted(set(own["video_id"].to_pylist())),
+        clicked=own.filter(pc.and_(own["counted"], pc.equal(own["label"], 1))).sort_by("at")["video_id"].to_pylist(),
         categories=dict(zip(categories, list(zip(*counters, strict=True))[1:], strict=False)),
         profile=profiles(table)[len(own)].tolist() if FUSED in table.column_names else [],
     )

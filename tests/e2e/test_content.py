@@ -280,12 +280,14 @@ def test_a_video_that_came_later_is_retrieved_once_the_index_is_built_anew(pushe
     assert answer["path"].numpy()[0] == b"late.png"
     media = [path is not None for path in videos["media_path"].to_pylist()]
     assert (answer["frame"].numpy()[1:] >= 0).tolist() == media  # the others are as they were
-    found = []
+    found, built_in = [], []
     for version in (pushed.served_version["topic_retrieval"], rebuilt["topic_retrieval"]):
         model = tf.saved_model.load(str(models / "topic_retrieval" / version))
         inputs = {"exclude": tf.zeros([1, 0], tf.string), "queue": tf.constant([["brand new"]])}
         found.append(model.signatures["retrieve"](examples=tf.constant([b""]), **inputs)["video_ids"].numpy())
+        built_in.append(model.index.queues.shape[1])
     assert [b"brand new" in ids for ids in found] == [False, True]
+    assert built_in[0] == 0 < built_in[1]  # the queues as they stand now go into the model
 
 
 def test_an_unchanged_run_comes_from_the_cache(pushed, world, folder):

@@ -65,6 +65,7 @@ def test_clicks_that_are_recorded_change_the_order_and_are_counted_once(run: dic
     assert told == queue_store.Recorded(events=51, clicked=51, unknown=1, left_out=left_out)
     assert queue_store.candidates(run, ["a"], []) == ["b", "a"]  # 80 of 150 before 40 of 100
     assert queue_store.candidates(run, ["a"], ["b"]) == ["a"]
+    assert queue_store.by_topic(run) == {"t0": ["b", "a"], "t1": ["c"]}
     queue_store.load_queues(run)  # the same snapshot again: what came after its instant stays, and counts once
     assert queue_store.candidates(run, ["a"], []) == ["b", "a"]
 
@@ -98,6 +99,7 @@ def test_a_run_without_queues_is_told_how_to_get_some(tmp_path: Path):
     with pytest.raises(ContractError, match="run r has no topic queues: add `topics:`"):
         queue_store.record({"id": "r", "artifacts": {}}, str(tmp_path))
     assert queue_store.candidates({"artifacts": {}}, ["a"], []) == []
+    assert queue_store.by_topic({"artifacts": {}}) == {}
 
 
 def test_a_password_is_no_part_of_a_configuration():

@@ -82,6 +82,19 @@ def test_seen_is_every_video_the_user_met_in_order_of_their_ids(make_world, cont
     assert asking.user_context(world, contract, "nobody", 10).seen == []
 
 
+def test_all_that_the_user_clicked_is_told_however_short_the_contracts_histories_are(make_world, contract, tmp_path):
+    """What topic queues ask for: the contract's history ends at two."""
+    events = [
+        ("ann", "d", 3, 5.0),
+        ("ann", "a", 1, 5.0),
+        ("ann", "b", 2, 5.0),
+        ("ann", "c", 4, 1.0),
+        ("ann", "a", 4, 5.0),
+    ]
+    context = asking.user_context(make_world(tmp_path, events), contract, "ann", 10)
+    assert (context.features["history"], context.clicked) == (["d", "a"], ["a", "b", "d", "a"])
+
+
 def test_the_clock_is_the_second_after_the_last_event_that_can_be_one(make_world, tmp_path):
     world = make_world(tmp_path, [("ann", "a", 5, 5.0), ("ann", "b", None, 5.0), ("ann", "c", 1_700_000_000_000, 5.0)])
     assert asking.clock(world) == 6
