@@ -118,11 +118,12 @@ class UniformVideos(keras.__internal__.layers.BaseRandomLayer):
 
     def __init__(self, columns: Mapping[str, np.ndarray], count: int) -> None:
         super().__init__()
-        self.columns, self.count = dict(columns), count
+        # Tensors, which a graph captures; arrays would be written into it, and a graph may have no more than 2 GB.
+        self.columns, self.count = {name: tf.constant(column) for name, column in columns.items()}, count
 
     def call(self, anchor: tf.Tensor) -> Inputs:
         """Anything to features of videos, [U, ...]."""
-        total = len(next(iter(self.columns.values())))
+        total = next(iter(self.columns.values())).shape[0]
         rows = self._random_generator.random_uniform([self.count], 0, total, tf.int32)
         return {name: tf.gather(column, rows) for name, column in self.columns.items()}
 

@@ -139,10 +139,14 @@ class TopicIndex(VideoNumbers):
         return self._found(*tf.cond(tf.equal(tf.shape(queries)[0], 1), alone, each))
 
     def brute_force(self, queries: tf.Tensor, rows: tf.Tensor | int) -> Found:
-        """What `search` would find if it read all cells."""
-        scores = tf.matmul(queries, tf.reshape(self.pages, [-1, queries.shape[1]]), transpose_b=True)
-        scores += tf.reshape(self.bias, [1, -1])
-        return self._found(*tf.math.top_k(scores, tf.minimum(rows, tf.shape(scores)[1])))
+        """What `search` would find if it read all cells; a query at a time, for the scores of many need much memory."""
+        vectors, bias = tf.reshape(self.pages, [-1, queries.shape[1]]), tf.reshape(self.bias, [-1])
+
+        def best(query: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            top = tf.math.top_k(tf.linalg.matvec(vectors, query) + bias, tf.minimum(rows, tf.size(bias)))
+            return top.values, top.indices
+
+        return self._found(*tf.map_fn(best, queries, fn_output_signature=(tf.float32, tf.int32)))
 
     def _found(self, scores: tf.Tensor, slots: tf.Tensor) -> Found:
         numbers = tf.gather(tf.reshape(self.numbers, [-1]), slots)
