@@ -98,6 +98,11 @@ def test_loss_by_hand_corrects_for_popularity_and_drops_accidental_hits():
     np.testing.assert_allclose(loss, (losses[0] + 3 * losses[1]) / 4, rtol=1e-5)
     only_first = aim.loss(inputs, towers, tf.constant([1.0, 0.0]), tf.ones(2))  # what was not clicked does not teach
     np.testing.assert_allclose(only_first, losses[0], rtol=1e-5)
+    # Of the one hardest negative: 1.2 + log 4 is above log 8 in the first row, and 2 + log 8 is the most in the second.
+    hardest = objective(Config(temperature=0.5, negatives=2, hard_negatives=1), contract, videos)
+    losses = [np.log(np.exp(first[[0, 1]]).sum()) - first[0], np.log(np.exp(second[[1, 3]]).sum()) - second[1]]
+    loss = hardest.loss(inputs, towers, tf.ones(2), tf.constant([1.0, 3.0]))
+    np.testing.assert_allclose(loss, (losses[0] + 3 * losses[1]) / 4, rtol=1e-5)
 
 
 def test_rare_videos_of_a_large_catalogue_are_corrected_for_too():
