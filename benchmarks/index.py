@@ -7,9 +7,11 @@ and with a falling spectrum, as towers give; a query is the mean of three videos
 as recall@100 of 0.98 needs: ours chooses that at the build, on queries of its own. `ours_topics` is the index as it is
 served with topics: a partition for each of 200 topics, and every video in the four nearest to it. `ours_answer` and
 `ours_topics_answer` are what the signature does with it: watched videos left out, ids for numbers; of topics 600
-answers, 60 of them kept for as many candidates of queues. HNSW has FAISS's own efConstruction. Every index runs alone,
-one after the other, with `--threads` threads; times are medians of 300 single queries and of 10 batches of 64. Every
-index is added to `results/index.json` as soon as it is measured, and `results/index.md` is written anew.
+answers, 60 of them kept for as many candidates of queues. HNSW has FAISS's own efConstruction. `floor_call` is a call
+that only adds 1 to a query; `pages_*` read as many rows as the index does, from pages stored in that type, and score
+them, with the recall of brute force over what is stored. Every index runs alone, one after the other, with `--threads`
+threads; times are medians of 300 single queries and of 10 batches of 64. Every index is added to `results/index.json`
+as soon as it is measured, and `results/index.md` is written anew.
 """
 
 import argparse
@@ -29,11 +31,13 @@ import numpy as np
 import tensorflow as tf
 from protocols import table
 
-from trainer.layers.topic_index import Catalogue, IndexSettings, TopicIndex
+from trainer.layers.topic_index import PAGE, Catalogue, IndexSettings, TopicIndex
+from trainer.layers.video_numbers import take
 
 HERE = Path(__file__).parent
 WIDTH, TOP, RECALL, BATCH = 64, 100, 0.98, 64
 TOPICS, OF_VIDEO = 200, 4
+PAGES_READ = 850  # about what the index reads a query of 300,000 videos
 _SENT = (slice(0, 50), slice(100, 160))  # numbers of the watched videos, and of the queues' candidates
 
 
@@ -104,6 +108,31 @@ def _ours(vectors: np.ndarray, queries: np.ndarray, true: np.ndarray, sample: np
         for row in _index(name, catalogue, settings, queries, true, sample):
             yield {**row, **versions}
         gc.collect()
+    for row in _floors(vectors, queries, true):
+        yield {**row, **versions}
+
+
+def _floors(vectors: np.ndarray, queries: np.ndarray, true: np.ndarray) -> Iterator[dict[str, Any]]:
+    """What a call takes at the least, and what it takes to read and score rows stored in fewer bits."""
+    spec = tf.TensorSpec([None, WIDTH], tf.float32)
+    call = tf.function(lambda queries: queries + 1, input_signature=[spec], autograph=False)
+    about = {"recall": 0.0, "bytes": 0, "build_seconds": 0.0, "width": 0}
+    yield {"model": "floor_call", **about, **_times(call, queries)}
+    pages = min(PAGES_READ, len(vectors) // PAGE)
+    chosen = np.sort(np.random.default_rng(2).choice(len(vectors) // PAGE, pages, replace=False)).astype(np.int32)
+    for kind in (tf.float32, tf.bfloat16, tf.int8):
+        step = np.abs(vectors).max() / 127 if kind == tf.int8 else 1.0
+        stored = tf.cast(tf.round(vectors / step) if kind == tf.int8 else vectors, kind)
+        scores = (tf.cast(stored, tf.float32) @ queries.T).numpy().T
+        best = np.argpartition(-scores, TOP, axis=1)[:, :TOP]
+        laid_out = tf.Variable(tf.reshape(stored[: len(stored) // PAGE * PAGE], [-1, PAGE * WIDTH]), trainable=False)
+
+        def score(query: tf.Tensor, table: tf.Variable = laid_out) -> tf.Tensor:
+            return tf.linalg.matvec(tf.cast(tf.reshape(take(table, chosen), [-1, WIDTH]), tf.float32), query)
+
+        each = tf.function(lambda queries, one=score: tf.map_fn(one, queries), input_signature=[spec], autograph=False)
+        about = {"recall": _recall(best, true), "bytes": stored.dtype.size * vectors.size, "width": pages}
+        yield {"model": f"pages_{kind.name}", **about, "build_seconds": 0.0, **_times(each, queries)}
 
 
 def _topics(vectors: np.ndarray) -> list[list[str]]:
@@ -211,6 +240,10 @@ def _bars(results: table.Results) -> list[str]:
             for kind in ("single_ms", "batch_ms"):
                 ratio = ours[kind] / faiss[kind]
                 lines.append(_bar(ratio <= 3, f"300k, {side}, {kind}: {ratio:.2f} times FAISS IVF-Flat's, at most 3"))
+        narrow, wide = by.get(("300000", "pages_int8")), by.get(("300000", "pages_float32"))
+        if narrow and wide:
+            ratio = narrow["single_ms"] / wide["single_ms"]
+            lines.append(f"- 300k: reading and scoring int8 takes {ratio:.2f} times as long as float32")
         small, large = by.get(("100000", "ours")), by.get(("1000000", "ours"))
         if small and large:
             growth = large["single_ms"] / small["single_ms"]
