@@ -33,7 +33,17 @@ from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 from components.content_embedder import made_by
 from components.impression_example_gen import features, impressions, partitions
 from components.impression_example_gen.artifact import CATALOGUE, describe
-from components.impression_example_gen.impressions import IMPRESSION, LEARNED, NEUTRAL, OUTCOMES, SPLITS, Splits
+from components.impression_example_gen.impressions import (
+    EARLIER,
+    IMPRESSION,
+    LATER,
+    LEARNED,
+    MISSING_KEY,
+    NEUTRAL,
+    OUTCOMES,
+    SPLITS,
+    Splits,
+)
 from components.world import tables
 from transform.contract import Contract, ContractError, Feature
 
@@ -126,7 +136,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
 
 def read_summary(uri: str) -> dict[str, Any]:
-    """What an execution counted: `interactions`, `rows` by split, `neutral`, `rejected` by reason, and `splits`."""
+    """What an execution counted: `interactions`, `rows` by split, `neutral`, `outside_span`, `rejected` by reason, and
+    `splits`."""
     with tf.io.gfile.GFile(f"{uri}/{SUMMARY_FILE}") as file:
         return dict(json.loads(file.read()))
 
@@ -161,21 +172,21 @@ def _splits(pipeline: beam.Pipeline, shards: list[tables.Shard], job: Job) -> An
     if job.splits.by == "hash":
         return job.splits
     times = pipeline | "Shards of times" >> beam.Create(shards) | "Spread times" >> beam.Reshuffle()
-    span = times | "First and last" >> beam.Map(_first_and_last) | "Span" >> beam.CombineGlobally(_span)
-    histogram = (
-        times | "Bins" >> beam.Map(_bins, beam.pvalue.AsSingleton(span)) | "Add" >> beam.CombineGlobally(_AddBins())
-    )
+    span = times | "First and last" >> beam.Map(_first_and_last, job) | "Span" >> beam.CombineGlobally(_span)
+    bins = times | "Bins" >> beam.Map(_bins, job, beam.pvalue.AsSingleton(span))
+    histogram = bins | "Add" >> beam.CombineGlobally(_AddBins())
     cut = histogram | "Cut" >> beam.Map(_cut, job.splits, beam.pvalue.AsSingleton(span))
     return beam.pvalue.AsSingleton(cut)
 
 
-def _times(shard: tables.Shard) -> np.ndarray[Any, Any]:
+def _times(shard: tables.Shard, job: Job) -> np.ndarray[Any, Any]:
     times = pc.drop_null(tables.read_shard(shard, "interactions", ["at"])["at"]).to_numpy()
-    return times[impressions.plausible(times)]  # one time in milliseconds would make every bin months wide
+    # One time in milliseconds would make every bin months wide.
+    return times[impressions.plausible(times) & job.splits.holds(times)]
 
 
-def _first_and_last(shard: tables.Shard) -> tuple[int, int] | None:
-    times = _times(shard)
+def _first_and_last(shard: tables.Shard, job: Job) -> tuple[int, int] | None:
+    times = _times(shard, job)
     return (int(times.min()), int(times.max())) if len(times) else None
 
 
@@ -189,8 +200,8 @@ def _width(span: tuple[int, int]) -> int:
     return (span[_LAST] - span[_FIRST]) // TIME_BINS + 1
 
 
-def _bins(shard: tables.Shard, span: tuple[int, int] | None) -> tuple[Any, Any]:
-    times = _times(shard) if span else np.zeros(0, np.int64)
+def _bins(shard: tables.Shard, job: Job, span: tuple[int, int] | None) -> tuple[Any, Any]:
+    times = _times(shard, job) if span else np.zeros(0, np.int64)
     return np.unique((times - span[_FIRST]) // _width(span) if span else times, return_counts=True)
 
 
@@ -269,7 +280,7 @@ def _write(element: tuple[int, dict[str, Iterable[bytes]]], job: Job) -> Counts:
     for index, name in enumerate(SPLITS):
         rows, used = kept.filter(split == index), job.contract.features
         _write_records(used, impressions.feature_columns(rows, used), _split_folder(name), partition, job)
-    _write_rejected(done.filter(outcome > NEUTRAL), partition, job)
+    _write_rejected(done.filter(outcome >= MISSING_KEY), partition, job)
     return {
         **{f"split {SPLITS[i]}": int(number) for i, number in enumerate(np.bincount(split, minlength=3))},
         **{OUTCOMES[i]: int(number) for i, number in enumerate(np.bincount(outcome, minlength=len(OUTCOMES)))},
@@ -310,7 +321,8 @@ def _write_summary(counts: Counts, job: Job, splits: Splits) -> None:
         "interactions": sum(counts.get(outcome, 0) for outcome in OUTCOMES),
         "rows": {name: counts.get(f"split {name}", 0) for name in SPLITS},
         "neutral": counts.get(OUTCOMES[NEUTRAL], 0),
-        "rejected": {reason: counts[reason] for reason in OUTCOMES[NEUTRAL + 1 :] if counts.get(reason)},
+        "outside_span": counts.get(OUTCOMES[EARLIER], 0) + counts.get(OUTCOMES[LATER], 0),
+        "rejected": {reason: counts[reason] for reason in OUTCOMES[MISSING_KEY:] if counts.get(reason)},
         "splits": {"by": splits.by, **{name: getattr(splits, name) for name in SPLITS}, **cuts},
     }
     partial = _partial(job)
@@ -343,8 +355,9 @@ def _describe(examples: types.Artifact, summary: dict[str, Any], world: str) -> 
     if empty:
         raise ContractError(
             f"{world}: expected impressions in every split, got none in {', '.join(empty)} (rows {rows}, neutral "
-            f"{summary['neutral']}, rejected {summary['rejected']}): bring more interactions, change the fractions of "
-            "`splits`, or check positive_above and negative_below of the label"
+            f"{summary['neutral']}, outside the span {summary['outside_span']}, rejected {summary['rejected']}): bring "
+            "more interactions, change the fractions of `splits`, or check positive_above and negative_below of the "
+            "label"
         )
 
 

@@ -34,9 +34,12 @@ from components.world import files, tables
 from transform.contract import LIKED_FRAMES, Contract, ContractError, Feature, Kind, Role
 
 SPLITS = ("train", "valid", "test")
+NEVER = 1 << 62
 OUTCOMES = (
     "impression",
     "neutral",
+    "before the span",
+    "after the span",
     "missing key",
     "missing label",
     "label out of range",
@@ -47,8 +50,8 @@ OUTCOMES = (
     "unknown video",
     "unknown user",
 )
-IMPRESSION, NEUTRAL, MISSING_KEY, MISSING_LABEL, BAD_LABEL, MILLISECONDS, FUTURE, NOT_POSITIVE = range(8)
-MISSING_WEIGHT, UNKNOWN_VIDEO, UNKNOWN_USER = range(8, len(OUTCOMES))
+IMPRESSION, NEUTRAL, EARLIER, LATER, MISSING_KEY, MISSING_LABEL, BAD_LABEL, MILLISECONDS, FUTURE = range(9)
+NOT_POSITIVE, MISSING_WEIGHT, UNKNOWN_VIDEO, UNKNOWN_USER = range(9, len(OUTCOMES))
 FUSED = "content.fused_vector"
 # By what an artifact is called, the table in it that tells of videos.
 LEARNED = {"content": "content", "topics": "video_topics", "frames": "looks"}
@@ -67,6 +70,8 @@ class Splits:
         train: Fraction, as `valid` and `test`; they add up to 1.
         before: For "time": an impression is train before the first instant (unix seconds), else valid before the
             second, else test.
+        since: The span's first instant; what happened earlier is known to its impressions and makes none.
+        until: The first instant after the span; what happened then or later is not read.
     """
 
     by: str
@@ -74,15 +79,19 @@ class Splits:
     valid: float
     test: float
     before: tuple[int, int] = (0, 0)
+    since: int = 0
+    until: int = NEVER
 
     @classmethod
     def from_json(cls, text: str) -> Splits:
-        """The splits in a text such as `{"by": "time", "train": 0.8, "valid": 0.1, "test": 0.1}`.
+        """The splits in a text such as `{"by": "time", "train": 0.8, "valid": 0.1, "test": 0.1}`; `since` and `until` may
+        be there too.
 
         Raises:
             ContractError: Not of that form.
         """
         content = json.loads(text)
+        span = {name: int(content.pop(name)) for name in ("since", "until") if name in content}
         if set(content) != {"by", *SPLITS} or content["by"] not in ("time", "hash"):
             raise ContractError(
                 f'splits: expected by ("time" or "hash"), train, valid and test, got {text}: mend the config'
@@ -92,7 +101,7 @@ class Splits:
             raise ContractError(
                 f"splits: expected three fractions above 0 that add up to 1, got {text}: mend the config"
             )
-        return cls(content["by"], train, valid, test)
+        return cls(content["by"], train, valid, test, **span)
 
     def cut(self, first: int, width: int, counts: Ints) -> Splits:
         """With the instants at which a histogram of all event times (bins of `width` seconds from `first`) is cut.
@@ -103,6 +112,10 @@ class Splits:
         edges = np.searchsorted(np.cumsum(counts), wanted - 1e-6) + 1
         train, valid = (first + int(edge) * width for edge in edges)
         return replace(self, before=(train, valid))
+
+    def holds(self, at: Ints) -> npt.NDArray[np.bool_]:
+        """Which times lie in the span."""
+        return (at >= self.since) & (at < self.until)
 
     def assign(self, users: Array, videos: Array, at: Ints) -> npt.NDArray[np.int8]:
         """The split of each row, given hashes of its user and video."""
@@ -168,6 +181,9 @@ def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Ta
         data[contract.weight.source] = pa.array(weight)
     outcome[~_in_range(raw, contract.label)] = BAD_LABEL
     outcome[~np.isfinite(raw)] = MISSING_LABEL
+    happened = np.isin(outcome, [IMPRESSION, NEUTRAL, MISSING_WEIGHT]) & keyed & plausible(at) & (at < splits.until)
+    outcome[at < splits.since] = EARLIER
+    outcome[at >= splits.until] = LATER
     outcome[~plausible(at)] = FUTURE
     outcome[at > tables.MILLISECONDS_FROM] = MILLISECONDS
     outcome[at <= 0] = NOT_POSITIVE
@@ -175,9 +191,10 @@ def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Ta
     data[contract.label.source] = pa.array(label)
     split = splits.assign(stable_hash(users), stable_hash(videos), at)
     own = {"user_id": users, "video_id": videos, "at": at, "label": label, "outcome": outcome, "split": split}
-    happened = np.isin(outcome, [IMPRESSION, NEUTRAL, MISSING_WEIGHT])
     if splits.by == "hash":
-        happened &= split == 0  # what was drawn for valid and test is earlier than some rows of train
+        happened &= (split == 0) | (
+            outcome == EARLIER
+        )  # what was drawn for valid and test is earlier than some rows of train
     return pa.table({**own, "counted": happened, **data})
 
 

@@ -1,8 +1,10 @@
 """The point-in-time logic, by hand and against an oracle that looks at every pair of events."""
 
+import dataclasses
 import itertools
 import math
 from datetime import datetime, timezone
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +69,24 @@ def test_a_hash_split_lets_no_label_of_valid_or_test_into_any_row(run_steps):
     past = ("history", "user_events", "user_rate", "video_events", "video_rate")
     for row, other in zip(rows, run_steps(turned, splits=splits), strict=True):
         assert [row[name] for name in past] == [other[name] for name in past]
+
+
+@settings(max_examples=40)
+@given(rows=_rows)
+def test_a_span_has_the_impressions_of_its_time_as_they_would_be_among_all(run_steps, rows):
+    """What came earlier is known to them, and what came later is not read."""
+    whole = run_steps(rows, splits=TIME)
+    spanned = run_steps(rows, splits=dataclasses.replace(TIME, since=30, until=60))
+    outcomes = [row["outcome"] for row in spanned]
+    assert outcomes == [_outcome_in_span(row) for row in whole]
+    inside = [row for row in whole if row["outcome"] == "impression" and 30 <= row["at"] < 60]
+    assert [row for row in spanned if row["outcome"] == "impression"] == inside
+
+
+def _outcome_in_span(row: dict[str, Any]) -> str:
+    if row["outcome"].startswith("missing key"):
+        return row["outcome"]
+    return "before the span" if row["at"] < 30 else "after the span" if row["at"] >= 60 else row["outcome"]
 
 
 def test_age_is_in_hours_and_never_negative(run_steps):
