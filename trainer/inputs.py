@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from trainer.keras_version import keras
 from trainer.layers.fields import AnyPresent, BiasedSum, IdDropout, MaskedMean, MaskedStack, NumberField, Present
+from trainer.layers.vocabulary_embedding import VocabularyEmbedding
 from transform.contract import CATEGORICAL, Contract, Feature, Kind, Role
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class _Field(NamedTuple):
 
 
 def _field(
-    contract: Contract, feature: Feature, value: tf.Tensor, tables: Mapping[str, keras.layers.Embedding], config: Config
+    contract: Contract, feature: Feature, value: tf.Tensor, tables: Mapping[str, VocabularyEmbedding], config: Config
 ) -> _Field:
     if feature.kind is Kind.NUMBER:
         return _Field(
@@ -130,7 +131,7 @@ def _field(
         vector = keras.layers.Dense(config.embedding_width, name=f"project_{feature.name}")(value)
         return _Field(vector, AnyPresent()(Present()(value)), _linear_map(feature, value, config))
     table = tables[str(feature.vocabulary)]
-    weights = _table(f"linear_{feature.name}", table.input_dim, 1, config.linear_l2)
+    weights = _table(f"linear_{feature.name}", table.vocabulary, table.input_dim, 1, config.linear_l2)
     if feature.kind is Kind.ID:
         buckets = contract.vocabularies[str(feature.vocabulary)].oov_buckets
         ids = IdDropout(table.input_dim, buckets, config.id_dropout)(value)
@@ -143,18 +144,20 @@ def _field(
 
 def _embedding_tables(
     contract: Contract, vocabulary_sizes: Mapping[str, int], config: Config
-) -> dict[str, keras.layers.Embedding]:
+) -> dict[str, VocabularyEmbedding]:
     used = dict.fromkeys(str(f.vocabulary) for f in contract.inputs if f.kind in CATEGORICAL)
     return {
-        name: _table(f"embedding_{name}", vocabulary_sizes[name], config.embedding_width, config.embedding_l2)
+        name: _table(f"embedding_{name}", name, vocabulary_sizes[name], config.embedding_width, config.embedding_l2)
         for name in used
     }
 
 
-def _table(name: str, rows: int, width: int, l2: float) -> keras.layers.Embedding:
-    initializer = "zeros" if width == 1 else keras.initializers.RandomNormal(stddev=0.01)
-    regularizer = keras.regularizers.L2(l2) if l2 else None
-    return keras.layers.Embedding(rows, width, initializer, regularizer, name=name)
+def _table(name: str, vocabulary: str, rows: int, width: int, l2: float) -> VocabularyEmbedding:
+    start = "zeros" if width == 1 else keras.initializers.RandomNormal(stddev=0.01)
+    penalty = keras.regularizers.L2(l2) if l2 else None
+    return VocabularyEmbedding(
+        vocabulary, rows, width, embeddings_initializer=start, embeddings_regularizer=penalty, name=name
+    )
 
 
 def _linear_map(feature: Feature, values: tf.Tensor, config: Config) -> tf.Tensor:

@@ -54,10 +54,10 @@ from trainer.layers.pair_scorer import (
     mean_frame,
     product,
     standardised,
-    table,
 )
 from trainer.settings import Settings
 from trainer.training import Objective, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
+from trainer.warm_start import Earlier, keep, starting_from
 from transform.contract import Contract, ContractError
 from transform.frames import Frames, decode
 from transform.impressions import vocabulary_sizes
@@ -129,9 +129,9 @@ class Jifr(PairScorer):
     def __init__(self, config: Config, shape: Shape) -> None:
         super().__init__(name="scorer")
         self.user = shape.user
-        self.user_table = table(shape.users, config.width, "U")
-        self.video_table = table(shape.videos, config.width, "V")
-        self.visual_table = table(shape.users, config.visual_width, "W")
+        self.user_table = shape.table_of_users(config.width, "U")
+        self.video_table = shape.table_of_videos(config.width, "V")
+        self.visual_table = shape.table_of_users(config.visual_width, "W")
         self.project = linear(config.visual_width, name="P")
         attention = config.attention_units, config.attention_l2
         self.content = _Weigher(*attention, "content_attention") if config.content_attention else None
@@ -311,7 +311,12 @@ def _wins(scores: tf.Tensor) -> tf.Tensor:
 
 
 def shape_of(
-    contract: Contract, sizes: Mapping[str, int], frames: Frames, rows: np.ndarray, opened: Opened
+    contract: Contract,
+    sizes: Mapping[str, int],
+    frames: Frames,
+    rows: np.ndarray,
+    opened: Opened,
+    earlier: Earlier | None = None,
 ) -> tuple[Shape, Standard]:
     """What a scorer is made for, and by what frames are standardised: those of the videos that were opened.
 
@@ -321,12 +326,16 @@ def shape_of(
         frames: Of the catalogue.
         rows: [V], of those videos in the table of videos.
         opened: In the train split.
+        earlier: Whose users and videos were met too.
 
     Raises:
         ContractError: None of the videos opened has a frame.
     """
-    users, count = (sizes[str(key.vocabulary)] for key in (contract.user_key, contract.video_key))
-    met_users, met_videos = np.zeros(users, bool), np.zeros(count, bool)
+    names = _vocabularies(contract)
+    users, count = (sizes[name] for name in names)
+    met_users, met_videos = (
+        earlier.met(name, sizes[name]) if earlier else np.zeros(sizes[name], bool) for name in names
+    )
     met_users[opened.users], met_videos[opened.videos] = True, True
     trained = met_videos[rows]
     seen = frames.vectors[(frames.mask > 0) & trained[:, np.newaxis]]
@@ -344,8 +353,13 @@ def shape_of(
     vectors[rows[trained]] = standardised(frames.vectors[trained], frames.mask[trained], *standard)
     histories = (f.name for f in contract.histories)
     buckets = contract.vocabularies[str(contract.user_key.vocabulary)].oov_buckets
-    names = contract.user_key.name, next(histories, None)
-    return Shape(users, count, *names, vectors, mask, met_users, met_videos, buckets), standard
+    inputs = contract.user_key.name, next(histories, None)
+    return Shape(users, count, *inputs, vectors, mask, met_users, met_videos, names, buckets), standard
+
+
+def _vocabularies(contract: Contract) -> tuple[str, str]:
+    """Of users and of videos."""
+    return str(contract.user_key.vocabulary), str(contract.video_key.vocabulary)
 
 
 def opened_in(clicks: Split, sizes: Mapping[str, int]) -> Opened:
@@ -388,12 +402,14 @@ def run_fn(fn_args: Any) -> None:
     key, sizes = contract.video_key.name, vocabulary_sizes(contract, transform_output)
     layer, ids = transform_output.transform_features_layer(), tf.constant(frames.ids)
     rows = transformed(layer, contract, {key: ids}, tf.size(ids))[key].numpy()
-    opened = opened_in(train, sizes)
-    shape, standard = shape_of(contract, sizes, frames, rows, opened)
-    build = partial(build_model, config, contract, shape, opened)
+    opened, earlier = opened_in(train, sizes), Earlier.of(fn_args, contract, transform_output)
+    shape, standard = shape_of(contract, sizes, frames, rows, opened, earlier)
+    build = starting_from(earlier, partial(build_model, config, contract, shape, opened))
     checkpoint_dir = resumable_folder(fn_args, train, valid, also=fn_args.frames_files)
     model = fit(build, train, valid, objective(), training, strategy, checkpoint_dir, fn_args.model_run_dir)
     if is_chief():
         scorer = model.get_layer("triples").scorer
         export(scorer, contract, transform_output, frames, opened, shape, standard, fn_args.serving_model_dir)
         write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
+        met = dict(zip(_vocabularies(contract), (shape.met_users, shape.met_videos), strict=True))
+        keep(model, contract, transform_output, fn_args.serving_model_dir, met)

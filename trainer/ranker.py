@@ -29,6 +29,7 @@ from trainer.layers.target_attention import TargetAttention
 from trainer.layers.user_guided_attention import UserGuidedAttention
 from trainer.settings import Settings
 from trainer.training import CLICKS, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
+from trainer.warm_start import Earlier, keep, starting_from
 from transform.contract import Contract, Kind
 from transform.impressions import vocabulary_sizes
 
@@ -220,8 +221,8 @@ def run_fn(fn_args: Any) -> None:
 
     Args:
         fn_args: TFX's FnArgs with `raw_files`, as `components.trainer` makes them. `custom_config` holds `contract`
-            (JSON), `model` and `training` (keys of `Config` and `TrainingConfig`) and `checkpoint_dir` (where an
-            unfinished training of the same inputs is kept).
+            (JSON), `model` and `training` (keys of `Config` and `TrainingConfig`), `checkpoint_dir` (where an
+            unfinished training of the same inputs is kept) and perhaps `warm_start` (the SavedModel to start from).
     """
     given = fn_args.custom_config
     contract = Contract.from_json(given["contract"])
@@ -232,9 +233,13 @@ def run_fn(fn_args: Any) -> None:
     feature_spec = transform_output.transformed_feature_spec()
     train = read(fn_args.train_files, feature_spec, contract, training.memory_bytes)
     valid = read(fn_args.eval_files, feature_spec, contract, training.memory_bytes)
-    build = partial(build_model, config, contract, vocabulary_sizes(contract, transform_output))
+    build = starting_from(
+        Earlier.of(fn_args, contract, transform_output),
+        partial(build_model, config, contract, vocabulary_sizes(contract, transform_output)),
+    )
     checkpoint_dir = resumable_folder(fn_args, train, valid)
     model = fit(build, train, valid, CLICKS, training, strategy, checkpoint_dir, fn_args.model_run_dir)
     if is_chief():
         export(model, contract, transform_output, fn_args.serving_model_dir)
         write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
+        keep(model, contract, transform_output, fn_args.serving_model_dir)

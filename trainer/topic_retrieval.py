@@ -30,10 +30,12 @@ from trainer.layers.fields import IdDropout, MaskedMean, Present
 from trainer.layers.perceptron import perceptron
 from trainer.layers.recency import RecencyPooling, TopicShares
 from trainer.layers.topic_index import IndexSettings
+from trainer.layers.vocabulary_embedding import VocabularyEmbedding
 from trainer.ranker import Deep
 from trainer.retrieval_export import candidate_features, export, query_features, topic_feature
 from trainer.settings import Settings
 from trainer.training import Objective, Tensors, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
+from trainer.warm_start import Earlier, keep, starting_from
 from transform.contract import CATEGORICAL, Contract, Feature, Kind
 from transform.impressions import vocabulary_sizes
 
@@ -244,13 +246,14 @@ def _hits_in_batch(label: tf.Tensor, towers: tf.Tensor) -> tf.Tensor:
     return tf.cast(better < TOP, tf.float32)
 
 
-def _tables(config: Config, contract: Contract, sizes: Mapping[str, int]) -> dict[str, keras.layers.Embedding]:
+def _tables(config: Config, contract: Contract, sizes: Mapping[str, int]) -> dict[str, VocabularyEmbedding]:
     used = [*candidate_features(contract), *query_features(contract)]
     names = dict.fromkeys(str(f.vocabulary) for f in used if f.kind in CATEGORICAL and _read(f, contract, config))
     penalty = keras.regularizers.L2(config.embedding_l2) if config.embedding_l2 else None
     start = keras.initializers.RandomNormal(stddev=0.05)
     width = config.embedding_width
-    return {n: keras.layers.Embedding(sizes[n], width, start, penalty, name=f"embedding_{n}") for n in names}
+    how = {"embeddings_initializer": start, "embeddings_regularizer": penalty}
+    return {n: VocabularyEmbedding(n, sizes[n], width, name=f"embedding_{n}", **how) for n in names}
 
 
 def _read(feature: Feature, contract: Contract, config: Config) -> bool:
@@ -258,7 +261,7 @@ def _read(feature: Feature, contract: Contract, config: Config) -> bool:
 
 
 def _encoded(
-    config: Config, contract: Contract, tables: Mapping[str, keras.layers.Embedding], inputs: Inputs
+    config: Config, contract: Contract, tables: Mapping[str, VocabularyEmbedding], inputs: Inputs
 ) -> list[tf.Tensor]:
     """A vector [B, any] of each feature."""
     return [_vector(config, contract, tables, contract.feature(name), value) for name, value in inputs.items()]
@@ -267,7 +270,7 @@ def _encoded(
 def _vector(
     config: Config,
     contract: Contract,
-    tables: Mapping[str, keras.layers.Embedding],
+    tables: Mapping[str, VocabularyEmbedding],
     feature: Feature,
     value: tf.Tensor,
 ) -> tf.Tensor:
@@ -337,7 +340,9 @@ def run_fn(fn_args: Any) -> None:
     valid = read(fn_args.eval_files, feature_spec, contract, training.memory_bytes)
     sizes = vocabulary_sizes(contract, transform_output)
     videos = videos_of(train, sizes[str(contract.video_key.vocabulary)])
-    build = partial(build_model, config, contract, sizes, videos)
+    build = starting_from(
+        Earlier.of(fn_args, contract, transform_output), partial(build_model, config, contract, sizes, videos)
+    )
     aim, checkpoint_dir = objective(config, contract, videos), resumable_folder(fn_args, train, valid)
     clicks = positives(train)
     model = fit(build, clicks, positives(valid), aim, training, strategy, checkpoint_dir, fn_args.model_run_dir)
@@ -346,3 +351,4 @@ def run_fn(fn_args: Any) -> None:
         catalogue = records(sorted(tf.io.gfile.glob(fn_args.catalogue_files))).as_numpy_iterator()
         export(model, contract, transform_output, catalogue, sample, config.index, fn_args.serving_model_dir)
         write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
+        keep(model, contract, transform_output, fn_args.serving_model_dir)

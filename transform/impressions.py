@@ -10,8 +10,8 @@ Outputs bear the names of the features. B batch, L max_length, D dimension, V vo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_transform as tft
@@ -20,6 +20,7 @@ from transform import ops
 from transform.contract import Contract, Feature, Kind, Role, Scale, Vocabulary
 
 Values = Any  # tf.Tensor or tf.RaggedTensor of strings
+_KNOWN = "known_"
 
 
 def preprocessing_fn(inputs: Mapping[str, Any], custom_config: Mapping[str, Any]) -> dict[str, tf.Tensor]:
@@ -27,19 +28,21 @@ def preprocessing_fn(inputs: Mapping[str, Any], custom_config: Mapping[str, Any]
 
     Args:
         inputs: Raw features as in `transform.schema`: dense [B] or [B, D], or SparseTensor for ids and history.
-        custom_config: `contract`: the contract as JSON.
+        custom_config: `contract`: the contract as JSON. `known_vocabularies`, optional: a folder of files as
+            `write_vocabularies` makes them, whose entries keep their rows; what is learned comes behind them.
 
     Returns:
         Transformed features by name, shaped as said at the head of this module.
     """
     contract = Contract.from_json(custom_config["contract"])
     strings = {f.name: _strings(f, inputs[f.name]) for f in contract.inputs if f.vocabulary is not None}
-    vocabularies = _learn_vocabularies(contract, strings)
+    known = _known_entries(contract, str(custom_config.get("known_vocabularies") or ""))
+    learned = _learn_vocabularies(contract, strings, known)
     outputs = {}
     for feature in contract.inputs:
         if feature.vocabulary is not None:
-            declared = contract.vocabularies[feature.vocabulary]
-            indices = _look_up(strings[feature.name], vocabularies[feature.vocabulary], declared)
+            name = feature.vocabulary
+            indices = _look_up(strings[feature.name], known.get(name), learned[name], contract.vocabularies[name])
             outputs[feature.name] = _shaped(feature, indices)
         elif feature.kind is Kind.VECTOR:
             outputs[feature.name] = ops.unit_vector(inputs[feature.name])
@@ -51,7 +54,7 @@ def preprocessing_fn(inputs: Mapping[str, Any], custom_config: Mapping[str, Any]
 
 
 def vocabulary_sizes(contract: Contract, tf_transform_output: tft.TFTransformOutput) -> dict[str, int]:
-    """Rows of each embedding table: the learned entries, the out-of-vocabulary buckets, and one for missing.
+    """Rows of each embedding table: the entries, the out-of-vocabulary buckets, and one for missing.
 
     Args:
         contract: The features.
@@ -61,13 +64,74 @@ def vocabulary_sizes(contract: Contract, tf_transform_output: tft.TFTransformOut
         Rows by vocabulary name, in the contract's order.
     """
     return {
-        name: tf_transform_output.vocabulary_size_by_name(_file_name(name)) + vocabulary.oov_buckets + 1
+        name: len(vocabulary_entries(name, tf_transform_output)) + vocabulary.oov_buckets + 1
         for name, vocabulary in contract.vocabularies.items()
     }
 
 
+def vocabulary_entries(vocabulary: str, tf_transform_output: tft.TFTransformOutput) -> list[bytes]:
+    """The entries of a vocabulary in the order of their rows, from row 1: those known before, then those learned."""
+    known = tf_transform_output.vocabulary_file_by_name(_known_name(vocabulary))
+    before = _entries(known) if known and tf.io.gfile.exists(known) else []
+    return [*before, *tf_transform_output.vocabulary_by_name(_file_name(vocabulary))]
+
+
+def write_vocabularies(entries: Mapping[str, Sequence[bytes]], folder: str) -> None:
+    """Writes entries by vocabulary for later Transforms to keep; see `preprocessing_fn`."""
+    tf.io.gfile.makedirs(folder)
+    for vocabulary, terms in entries.items():
+        with tf.io.gfile.GFile(f"{folder}/{_known_name(vocabulary)}", "wb") as file:
+            file.write(b"".join(term + b"\n" for term in terms))
+
+
+def read_vocabularies(folder: str) -> dict[str, list[bytes]]:
+    """What `write_vocabularies` wrote; nothing where there is no such folder."""
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    return {name.removeprefix(_KNOWN): _entries(f"{folder}/{name}") for name in names if name.startswith(_KNOWN)}
+
+
+def _entries(path: str) -> list[bytes]:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return list(file.read().split(b"\n")[:-1])
+
+
 def _file_name(vocabulary: str) -> str:
     return f"vocabulary_{vocabulary}"
+
+
+def _known_name(vocabulary: str) -> str:
+    return f"{_KNOWN}{vocabulary}"
+
+
+class _Known(NamedTuple):
+    """Entries that keep their rows: a table from entry to position, -1 for others, and how many there are."""
+
+    table: tf.lookup.StaticHashTable
+    size: int
+
+    def positions(self, strings: Values) -> Values:
+        if isinstance(strings, tf.RaggedTensor):
+            return strings.with_flat_values(self.table.lookup(strings.flat_values))
+        return self.table.lookup(strings)
+
+
+def _known_entries(contract: Contract, folder: str) -> dict[str, _Known]:
+    """By vocabulary; nothing for those that no file in the folder tells of."""
+    sizes = {name: len(entries) for name, entries in read_vocabularies(folder).items() if entries} if folder else {}
+    return {
+        name: _Known(_table_of(f"{folder}/{_known_name(name)}", name), sizes[name])
+        for name in contract.vocabularies
+        if name in sizes
+    }
+
+
+def _table_of(path: str, vocabulary: str) -> tf.lookup.StaticHashTable:
+    def make() -> tf.lookup.StaticHashTable:
+        index = tf.lookup.TextFileIndex
+        lines = tf.lookup.TextFileInitializer(path, tf.string, index.WHOLE_LINE, tf.int64, index.LINE_NUMBER)
+        return tf.lookup.StaticHashTable(lines, -1)
+
+    return tft.make_and_track_object(make, name=_known_name(vocabulary))
 
 
 def _strings(feature: Feature, raw: Any) -> Values:
@@ -77,24 +141,33 @@ def _strings(feature: Feature, raw: Any) -> Values:
     return ops.split_words(raw) if feature.kind is Kind.TEXT else ops.known_values(raw)
 
 
-def _learn_vocabularies(contract: Contract, strings: Mapping[str, Values]) -> dict[str, Any]:
+def _learn_vocabularies(
+    contract: Contract, strings: Mapping[str, Values], known: Mapping[str, _Known]
+) -> dict[str, Any]:
     """By name: the entries over all features that share it, by falling frequency, ties in reverse byte order."""
     learned = {}
     for name, vocabulary in contract.vocabularies.items():
         shared = [strings[f.name] for f in contract.inputs if f.vocabulary == name]
         flat = tf.concat([s.flat_values if isinstance(s, tf.RaggedTensor) else s for s in shared], axis=0)
+        room = vocabulary.max_size
+        if name in known:
+            flat = tf.boolean_mask(flat, known[name].positions(flat) < 0)
+            room = room and max(room - known[name].size, 1)  # tft asks for room for one at least
         learned[name] = tft.vocabulary(
             flat,  # '' is never an entry: tft leaves it out
-            top_k=vocabulary.max_size,
+            top_k=room,
             frequency_threshold=vocabulary.min_count if vocabulary.min_count > 1 else None,
             vocab_filename=_file_name(name),
         )
     return learned
 
 
-def _look_up(strings: Values, entries: Any, vocabulary: Vocabulary) -> Values:
+def _look_up(strings: Values, known: _Known | None, learned: Any, vocabulary: Vocabulary) -> Values:
     """Indices from 1; 0 for ''."""
-    found = tft.apply_vocabulary(strings, entries, num_oov_buckets=vocabulary.oov_buckets) + 1
+    found = tft.apply_vocabulary(strings, learned, num_oov_buckets=vocabulary.oov_buckets) + 1
+    if known is not None:
+        positions = known.positions(strings)
+        found = tf.where(positions < 0, found + known.size, positions + 1)
     if isinstance(strings, tf.RaggedTensor):
         return found  # holds no ''
     return tf.where(tf.equal(strings, ""), tf.zeros_like(found), found)

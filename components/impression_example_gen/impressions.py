@@ -84,14 +84,15 @@ class Splits:
 
     @classmethod
     def from_json(cls, text: str) -> Splits:
-        """The splits in a text such as `{"by": "time", "train": 0.8, "valid": 0.1, "test": 0.1}`; `since` and `until` may
-        be there too.
+        """The splits in a text such as `{"by": "time", "train": 0.8, "valid": 0.1, "test": 0.1}`.
+
+        It may have `since` and `until` too.
 
         Raises:
             ContractError: Not of that form.
         """
         content = json.loads(text)
-        span = {name: int(content.pop(name)) for name in ("since", "until") if name in content}
+        since, until = int(content.pop("since", 0)), int(content.pop("until", NEVER))
         if set(content) != {"by", *SPLITS} or content["by"] not in ("time", "hash"):
             raise ContractError(
                 f'splits: expected by ("time" or "hash"), train, valid and test, got {text}: mend the config'
@@ -101,7 +102,7 @@ class Splits:
             raise ContractError(
                 f"splits: expected three fractions above 0 that add up to 1, got {text}: mend the config"
             )
-        return cls(content["by"], train, valid, test, **span)
+        return cls(content["by"], train, valid, test, since=since, until=until)
 
     def cut(self, first: int, width: int, counts: Ints) -> Splits:
         """With the instants at which a histogram of all event times (bins of `width` seconds from `first`) is cut.

@@ -75,6 +75,10 @@ class World:
         """A request with the features of `row` that the contract knows as inputs."""
         return raw_example(self.contract, row)
 
+    def write_transformed(self, chosen: np.ndarray, path: Path) -> None:
+        """Those rows as Transform would write them."""
+        _write({name: values[chosen] for name, values in self.transformed.items()}, path)
+
     @property
     def inputs(self) -> dict[str, tf.Tensor]:
         return {f.name: tf.constant(self.transformed[f.name]) for f in self.contract.inputs}

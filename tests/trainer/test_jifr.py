@@ -27,7 +27,17 @@ def shape(history: str | None = "history") -> Shape:
     mask = np.ones((VIDEOS, FRAMES), np.float32)
     mask[2, 1:], mask[3], mask[0] = 0, 0, 0  # video 2 has one frame, video 3 none
     met_users, met_videos = np.ones(USERS, bool), np.ones(VIDEOS, bool)
-    return Shape(USERS, VIDEOS, "user_id", history, frames * mask[:, :, None], mask, met_users, met_videos)
+    return Shape(
+        USERS,
+        VIDEOS,
+        "user_id",
+        history,
+        frames * mask[:, :, None],
+        mask,
+        met_users,
+        met_videos,
+        ("user_id", "video_id"),
+    )
 
 
 def shown(of: Shape, ids: list[int], known: list[float]) -> Shown:
@@ -287,6 +297,26 @@ def test_evaluation_counts_what_is_scored_higher_among_unopened_videos(world: An
     unknown = loaded.signatures["evaluate"](examples=asked(world, {"user_id": "u1", "video_id": "nobody"}))
     assert np.isinf(unknown["above"].numpy()).all()
     assert np.isinf(unknown["above_sampled"].numpy()).all()
+
+
+def test_a_training_goes_on_from_the_served_one_and_still_knows_whom_that_had_met(
+    world: Any, exported: str, tmp_path: Path
+):
+    """Nearly nothing is learned, of a day on which only u0 and u1 opened anything."""
+    args = SimpleNamespace(**vars(world.fn_args))
+    world.write_transformed(world.transformed["user_id"] <= 2, tmp_path / "few" / "train.gz")
+    args.train_files = [str(tmp_path / "few" / "*")]
+    args.custom_config = {**args.custom_config, "warm_start": exported}
+    args.custom_config["training"] = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-9}
+    args.model_run_dir, args.serving_model_dir = str(tmp_path / "run"), str(tmp_path / "2")
+    jifr.run_fn(args)
+    rows = [{"user_id": f"u{u}", "video_id": f"v{v}"} for u in range(6) for v in range(5)]
+    before, after = (
+        tf.saved_model.load(folder).signatures["serving_default"](examples=asked(world, *rows))["score"].numpy()
+        for folder in (exported, str(tmp_path / "2"))
+    )
+    np.testing.assert_array_equal(before == 0, after == 0)
+    assert np.corrcoef(before, after)[0, 1] > 0.99  # frames are standardised anew
 
 
 def test_a_score_that_is_no_number_is_the_last(world: Any, exported: str, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,13 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 
 from transform.contract import parse
-from transform.impressions import preprocessing_fn, vocabulary_sizes
+from transform.impressions import (
+    preprocessing_fn,
+    read_vocabularies,
+    vocabulary_entries,
+    vocabulary_sizes,
+    write_vocabularies,
+)
 from transform.schema import parse_spec, raw_schema
 
 CONTRACT = parse("""\
@@ -152,18 +159,29 @@ def serve(output: tft.TFTransformOutput, examples: list[bytes]) -> dict[str, np.
     return {name: value.numpy() for name, value in outputs.items()}
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    def preprocess(inputs: dict[str, Any]) -> dict[str, Any]:
-        return preprocessing_fn(inputs, {"contract": CONTRACT.to_json()})
-
+@contextmanager
+def analysed(known: dict[str, list[bytes]]) -> Iterator[World]:
+    """The train rows analysed with vocabularies that are known already."""
     metadata = tft.DatasetMetadata(raw_schema(CONTRACT))
     with tempfile.TemporaryDirectory() as folder, tft_beam.Context(temp_dir=folder + "/temporary"):
+        write_vocabularies(known, f"{folder}/known")
+        config = {"contract": CONTRACT.to_json(), "known_vocabularies": f"{folder}/known"}
+
+        def preprocess(inputs: dict[str, Any]) -> dict[str, Any]:
+            return preprocessing_fn(inputs, config)
+
         (train, _), transform_fn = (TRAIN, metadata) | tft_beam.AnalyzeAndTransformDataset(preprocess)
         transform_fn | tft_beam.WriteTransformFn(folder)
         output = tft.TFTransformOutput(folder)
         served = {name: values[0] for name, values in serve(output, [encode(SERVED, True)]).items()}
+        tf.io.gfile.rmtree(f"{folder}/known")  # the graph has its own
         yield World(_in_order(train), [served], output)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with analysed({}) as found:
+        yield found
 
 
 def _in_order(rows: list[Row]) -> list[Row]:
@@ -225,6 +243,34 @@ def test_vocabulary_sizes_leave_room_for_missing_and_buckets(world: World):
     # V + buckets + 1; `nothing` has the one entry that never occurs
     expected = {"user_id": 2 + 3 + 1, "video_id": 3 + 1 + 1, "tag": 2 + 1 + 1, "word": 4 + 1 + 1, "nothing": 1 + 2 + 1}
     assert vocabulary_sizes(CONTRACT, world.output) == expected
+
+
+def test_known_entries_keep_their_rows_and_new_ones_come_behind():
+    known = {
+        "user_id": [b"zoe", b"ann"],
+        "video_id": [b"v9", b"v1"],
+        "tag": [b"fun", b"sun"],
+        "nothing": [b"now", b"then"],
+    }
+    with analysed(known) as later:
+        # users: zoe 1, ann 2, and bob, who is new, 3; buckets 4 to 6
+        assert column(later.train, "user_id") == [2, 2, 3, 0]
+        assert column(later.served, "user_id") == [1]
+        # videos: v9 1, v1 2, then v2 (twice) and v3; one bucket, 5
+        assert column(later.train, "video_id") == [2, 3, 2, 0]
+        assert column(later.train, "history") == [[3, 4], [2, 0], [0, 0], [0, 0]]
+        assert column(later.served, "history") == [[5, 4]]
+        # tags: max_size is full of known ones, and TFT asks for room for one: dog, the later of cat and dog; cat has 4
+        assert column(later.train, "tags") == [[4, 3], [4, 0], [3, 0], [0, 0]]
+        assert column(later.served, "never") == [1]
+        expected = [b"v9", b"v1", b"v2", b"v3"]
+        assert vocabulary_entries("video_id", later.output) == expected
+        sizes = {"user_id": 3 + 3 + 1, "video_id": 4 + 1 + 1, "tag": 3 + 1 + 1, "word": 4 + 1 + 1, "nothing": 3 + 2 + 1}
+        assert vocabulary_sizes(CONTRACT, later.output) == sizes
+        names = dict.fromkeys(sizes)
+        with tempfile.TemporaryDirectory() as folder:
+            write_vocabularies({name: vocabulary_entries(name, later.output) for name in names}, folder)
+            assert read_vocabularies(folder)["video_id"] == expected
 
 
 # Numbers: fitted on the train rows that have a value.

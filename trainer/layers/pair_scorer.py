@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.keras_version import keras
+from trainer.layers.vocabulary_embedding import VocabularyEmbedding
 
 Tensors = dict[str, tf.Tensor]
 
@@ -47,6 +48,7 @@ class Shape(NamedTuple):
         mask: [rows of videos, F].
         met_users: Bool [users]: which opened anything in the train split.
         met_videos: Bool [videos]: which were opened.
+        vocabularies: Of users and of videos.
         buckets: Rows of users out of vocabulary, the last of the table.
     """
 
@@ -58,6 +60,7 @@ class Shape(NamedTuple):
     mask: np.ndarray
     met_users: np.ndarray
     met_videos: np.ndarray
+    vocabularies: tuple[str, str]
     buckets: int = 1
 
     def met(self, users: tf.Tensor) -> tf.Tensor:
@@ -65,6 +68,19 @@ class Shape(NamedTuple):
         unknown = tf.constant(self.users - self.buckets, users.dtype)
         learned = tf.gather(tf.constant(self.met_users), users)
         return tf.where((users < unknown) & ~learned, unknown, users)
+
+    def table_of_users(self, width: int, name: str) -> VocabularyEmbedding:
+        """A free vector for each user."""
+        return _free(self.vocabularies[0], self.users, width, name)
+
+    def table_of_videos(self, width: int, name: str) -> VocabularyEmbedding:
+        """A free vector for each video."""
+        return _free(self.vocabularies[1], self.videos, width, name)
+
+
+def _free(vocabulary: str, rows: int, width: int, name: str) -> VocabularyEmbedding:
+    near_zero = keras.initializers.RandomNormal(stddev=0.05)
+    return VocabularyEmbedding(vocabulary, rows, width, embeddings_initializer=near_zero, name=name)
 
 
 class PairScorer(keras.layers.Layer):
@@ -107,11 +123,6 @@ class PairScorer(keras.layers.Layer):
         people, videos = self.people(inputs), self.videos(shown)
         paired = {name: tf.gather(value, which) for name, value in videos.items() if name != "looks"}
         return {"scores": self.score(people, paired), "penalty": self.penalty(people, paired, l2)}
-
-
-def table(rows: int, width: int, name: str) -> keras.layers.Embedding:
-    """Free vectors, near zero at first."""
-    return keras.layers.Embedding(rows, width, keras.initializers.RandomNormal(stddev=0.05), name=name)
 
 
 def linear(width: int, **arguments: Any) -> keras.layers.Dense:

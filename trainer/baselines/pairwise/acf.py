@@ -15,7 +15,7 @@ import tensorflow as tf
 from trainer.baselines.pairwise.bpr import Bpr
 from trainer.keras_version import keras
 from trainer.layers.masked_softmax import masked_softmax
-from trainer.layers.pair_scorer import Shape, Tensors, linear, table
+from trainer.layers.pair_scorer import Shape, Tensors, linear
 from transform.contract import ContractError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Acf(Bpr):
             )
         self.history, units = shape.history, config.attention_units
         self.frames, self.mask = (tf.Variable(part, trainable=False) for part in (shape.frames, shape.mask))
-        self.auxiliary = table(shape.videos, config.width, "auxiliary")
+        self.auxiliary = shape.table_of_videos(config.width, "auxiliary")
         self.component = _Attention(units, "component_attention")
         self.item = _Attention(units, "item_attention")
 

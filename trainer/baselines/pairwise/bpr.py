@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from trainer.layers.pair_scorer import PairScorer, Shape, Shown, Tensors, product, table
+from trainer.layers.pair_scorer import PairScorer, Shape, Shown, Tensors, product
 
 if TYPE_CHECKING:
     from trainer.jifr import Config
@@ -26,9 +26,9 @@ class Bpr(PairScorer):
     def __init__(self, config: Config, shape: Shape) -> None:
         super().__init__(name="scorer")
         self.user = shape.user
-        self.user_table = table(shape.users, config.width, "users")
-        self.video_table = table(shape.videos, config.width, "videos")
-        self.bias_table = table(shape.videos, 1, "biases")
+        self.user_table = shape.table_of_users(config.width, "users")
+        self.video_table = shape.table_of_videos(config.width, "videos")
+        self.bias_table = shape.table_of_videos(1, "biases")
 
     def people(self, inputs: Mapping[str, tf.Tensor]) -> Tensors:
         """The user's vector."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from trainer.keras_version import keras
-from trainer.layers.pair_scorer import PairScorer, Shape, Shown, Tensors, linear, mean_frame, table
+from trainer.layers.pair_scorer import PairScorer, Shape, Shown, Tensors, linear, mean_frame
 
 if TYPE_CHECKING:
     from trainer.jifr import Config
@@ -27,7 +27,7 @@ class Cdl(PairScorer):
     def __init__(self, config: Config, shape: Shape) -> None:
         super().__init__(name="scorer")
         self.user = shape.user
-        self.user_table = table(shape.users, config.visual_width, "users")
+        self.user_table = shape.table_of_users(config.visual_width, "users")
         self.hidden = keras.layers.Dense(config.attention_units, "relu", name="hidden")
         self.project = linear(config.visual_width, name="project")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from trainer.baselines.pairwise.bpr import Bpr
-from trainer.layers.pair_scorer import Shape, Shown, Tensors, linear, mean_frame, product, table
+from trainer.layers.pair_scorer import Shape, Shown, Tensors, linear, mean_frame, product
 
 if TYPE_CHECKING:
     from trainer.jifr import Config
@@ -26,7 +26,7 @@ class Vbpr(Bpr):
 
     def __init__(self, config: Config, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.visual_table = table(shape.users, config.visual_width, "visual_users")
+        self.visual_table = shape.table_of_users(config.visual_width, "visual_users")
         self.project, self.everyone = linear(config.visual_width, name="E"), linear(1, name="visual_bias")
 
     def people(self, inputs: Mapping[str, tf.Tensor]) -> Tensors:

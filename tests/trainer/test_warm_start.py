@@ -1,0 +1,130 @@
+"""A training goes on where an earlier one ended: every id keeps what was learned of it, whatever row it has now."""
+
+import logging
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import ranker, topic_retrieval, warm_start
+from trainer.ranker import Config, build_model
+from trainer.warm_start import Earlier, keep, starting_from
+
+SMALL = Config(architecture="wide_and_deep", embedding_width=3, deep={"units": (4,)})
+ENTRIES = {
+    "user_id": [b"ann", b"bob"],
+    "video_id": [b"v1", b"v2", b"v3"],
+    "author_id": [b"a1"],
+    "word": [b"clip"],
+}
+
+
+class Vocabularies:
+    """Stands for what Transform wrote: entries alone."""
+
+    def __init__(self, **entries: list[bytes]) -> None:
+        self._entries = {**ENTRIES, **entries}
+
+    def vocabulary_file_by_name(self, name: str) -> str:
+        return ""
+
+    def vocabulary_by_name(self, name: str) -> list[bytes]:
+        return self._entries[name.removeprefix("vocabulary_")]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {name: len(entries) + 2 for name, entries in self._entries.items()}
+
+
+@pytest.fixture
+def earlier(world: Any, tmp_path: Path) -> SimpleNamespace:
+    """A model of random weights, and what it left."""
+    model = build_model(SMALL, world.contract, Vocabularies().sizes)
+    model.set_weights([np.random.default_rng(i).normal(size=w.shape) for i, w in enumerate(model.get_weights())])
+    keep(model, world.contract, Vocabularies(), str(tmp_path), {"video_id": np.array([0, 1, 0, 1, 0], bool)})
+    return SimpleNamespace(model=model, folder=str(tmp_path))
+
+
+def test_rows_follow_their_ids_and_new_ids_start_as_in_any_training(world: Any, earlier: SimpleNamespace):
+    now = Vocabularies(video_id=[b"new", b"v3", b"v1"])
+    built = build_model(SMALL, world.contract, now.sizes)
+    fresh = built.get_layer("embedding_video_id").get_weights()[0]
+    model = starting_from(Earlier(earlier.folder, world.contract, now), lambda: built)()
+    before = earlier.model.get_layer("embedding_video_id").get_weights()[0]
+    # Before: missing, v1, v2, v3, bucket. Now: missing, new, v3, v1, bucket.
+    expected = np.stack([before[0], fresh[1], before[3], before[1], before[4]])
+    np.testing.assert_array_equal(model.get_layer("embedding_video_id").get_weights()[0], expected)
+    first_order = model.get_layer("linear_video_id").get_weights()[0]
+    np.testing.assert_array_equal(
+        first_order[[2, 3]], earlier.model.get_layer("linear_video_id").get_weights()[0][[3, 1]]
+    )
+    np.testing.assert_array_equal(first_order[1], 0)
+    for one, other in zip(model.layers, earlier.model.layers, strict=True):
+        if "video_id" not in one.name and "history" not in one.name:
+            for mine, theirs in zip(one.get_weights(), other.get_weights(), strict=True):
+                np.testing.assert_array_equal(mine, theirs, err_msg=one.name)
+
+
+def test_marks_follow_their_ids(world: Any, earlier: SimpleNamespace):
+    now = Vocabularies(video_id=[b"new", b"v3", b"v1", b"v2"])
+    met = Earlier(earlier.folder, world.contract, now).met("video_id", 6)
+    assert met.tolist() == [False, False, True, True, False, False]
+
+
+def test_buckets_of_another_number_start_anew(world: Any, earlier: SimpleNamespace):
+    vocabularies = {**world.contract.vocabularies}
+    vocabularies["video_id"] = vocabularies["video_id"].model_copy(update={"oov_buckets": 2})
+    contract = world.contract.model_copy(update={"vocabularies": vocabularies})
+    built = build_model(SMALL, contract, {**Vocabularies().sizes, "video_id": 6})
+    fresh = built.get_layer("embedding_video_id").get_weights()[0]
+    model = starting_from(Earlier(earlier.folder, contract, Vocabularies()), lambda: built)()
+    np.testing.assert_array_equal(model.get_layer("embedding_video_id").get_weights()[0][4:], fresh[4:])
+
+
+def test_other_settings_start_anew_and_say_so(world: Any, earlier: SimpleNamespace, caplog: pytest.LogCaptureFixture):
+    wider = SMALL.model_copy(update={"embedding_width": 5})
+    built = build_model(wider, world.contract, Vocabularies().sizes)
+    before = built.get_weights()
+    with caplog.at_level(logging.WARNING, warm_start.__name__):
+        starting_from(Earlier(earlier.folder, world.contract, Vocabularies()), lambda: built)()
+    assert "other settings or features: training starts anew" in caplog.text
+    for one, other in zip(built.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [
+        (ranker, {"architecture": "mhsa_crossing", "embedding_width": 4}),
+        (topic_retrieval, {"embedding_width": 6, "width": 4, "deep": {"units": (5,)}, "index": {"answers": 4}}),
+    ],
+    ids=["ranker", "retrieval"],
+)
+def test_a_model_that_learns_next_to_nothing_more_answers_as_the_served_one(
+    world: Any, tmp_path: Path, module: ModuleType, settings: dict[str, Any]
+):
+    def trained(name: str, warm: str, **training: Any) -> np.ndarray:
+        fn_args = world.fn_args
+        fn_args.custom_config = {
+            "contract": world.contract.to_json(),
+            "model": settings,
+            "training": {"batch_size": 48, **training},
+            "checkpoint_dir": str(tmp_path / "checkpoint"),
+            "warm_start": warm,
+        }
+        fn_args.model_run_dir, fn_args.serving_model_dir = str(tmp_path / f"run-{name}"), str(tmp_path / name)
+        module.run_fn(fn_args)
+        answer = tf.saved_model.load(str(tmp_path / name)).signatures["serving_default"]
+        return np.asarray(answer(examples=tf.constant([world.example(row) for row in world.raw[:9]]))[SCORES[module]])
+
+    served = trained("1", "", epochs=4, learning_rate=0.05)
+    warm = trained("2", str(tmp_path / "1"), epochs=1, learning_rate=1e-9)
+    cold = trained("3", "", epochs=1, learning_rate=1e-9)
+    np.testing.assert_allclose(warm, served, atol=1e-4)
+    assert np.abs(cold - served).max() > 0.05
+
+
+SCORES = {ranker: "score", topic_retrieval: "scores"}

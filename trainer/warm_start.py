@@ -1,0 +1,143 @@
+"""Where a training starts from: what an earlier one learned, kept beside the SavedModel that it exported.
+
+A row of an embedding table belongs to an id, and the same id may have another row later: rows are taken over by id, and
+ids that are new start as in any training. Everything else is taken over as it is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from trainer.keras_version import keras
+from trainer.layers.vocabulary_embedding import VocabularyEmbedding
+from transform.contract import Contract
+from transform.impressions import read_vocabularies, vocabulary_entries, write_vocabularies
+from transform.warm_start import FOLDER
+
+log = logging.getLogger(__name__)
+
+_WEIGHTS, _ABOUT = "weights.npz", "weights.json"
+
+
+class _Table(NamedTuple):
+    """What is known of a weight besides its values: its vocabulary ("" for none) and its shape behind the rows."""
+
+    vocabulary: str
+    shape: tuple[int, ...]
+
+
+def keep(
+    model: keras.Model,
+    contract: Contract,
+    transform_output: tft.TFTransformOutput,
+    directory: str,
+    met: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes what a later training takes over into a SavedModel.
+
+    Args:
+        model: As it was trained.
+        contract: The features.
+        transform_output: What Transform wrote.
+        directory: Of the SavedModel.
+        met: By vocabulary, bool [rows]: ids that the model learned of, where it makes a difference to it.
+    """
+    folder = f"{directory}/{FOLDER}"
+    write_vocabularies({name: vocabulary_entries(name, transform_output) for name in contract.vocabularies}, folder)
+    values = {f"w{number}": value for number, value in enumerate(model.get_weights())}
+    buffer = io.BytesIO()
+    np.savez(buffer, **values, **{f"met_{name}": rows for name, rows in (met or {}).items()})
+    with tf.io.gfile.GFile(f"{folder}/{_WEIGHTS}", "wb") as file:
+        file.write(buffer.getvalue())
+    buckets = {name: vocabulary.oov_buckets for name, vocabulary in contract.vocabularies.items()}
+    with tf.io.gfile.GFile(f"{folder}/{_ABOUT}", "w") as file:
+        file.write(json.dumps({"tables": _tables(model), "buckets": buckets}))
+
+
+class Earlier:
+    """What an earlier training left in a SavedModel.
+
+    Args:
+        saved_model: Its folder, in which `keep` wrote.
+        contract: Today's features.
+        transform_output: What Transform wrote today.
+    """
+
+    def __init__(self, saved_model: str, contract: Contract, transform_output: tft.TFTransformOutput) -> None:
+        self._from, folder = saved_model, f"{saved_model}/{FOLDER}"
+        self._contract, self._output = contract, transform_output
+        self._entries = read_vocabularies(folder)
+        with tf.io.gfile.GFile(f"{folder}/{_ABOUT}") as file:
+            self._about = json.loads(file.read())
+        with tf.io.gfile.GFile(f"{folder}/{_WEIGHTS}", "rb") as file, np.load(io.BytesIO(file.read())) as arrays:
+            self._arrays = {name: arrays[name] for name in arrays.files}
+
+    @classmethod
+    def of(cls, fn_args: Any, contract: Contract, transform_output: tft.TFTransformOutput) -> Earlier | None:
+        """The one that `fn_args.custom_config["warm_start"]` names; None where that is empty."""
+        saved_model = fn_args.custom_config.get("warm_start")
+        return cls(saved_model, contract, transform_output) if saved_model else None
+
+    def take_over(self, model: keras.Model) -> None:
+        """Give a model what was learned; one of other settings stays as it is."""
+        now, before = _tables(model), [_Table(name, tuple(shape)) for name, shape in self._about["tables"]]
+        if now != before:
+            log.warning("%s is of other settings or features: training starts anew", self._from)
+            return
+        start = model.get_weights()
+        model.set_weights([self._value(i, table, start[i]) for i, table in enumerate(now)])
+
+    def met(self, vocabulary: str, rows: int) -> np.ndarray:
+        """Bool [rows]: what `keep` was told, by today's rows."""
+        return self._taken(self._arrays[f"met_{vocabulary}"], vocabulary, np.zeros(rows, bool))
+
+    def _value(self, number: int, table: _Table, start: np.ndarray) -> np.ndarray:
+        before = self._arrays[f"w{number}"]
+        return self._taken(before, table.vocabulary, start) if table.vocabulary else before
+
+    def _taken(self, before: np.ndarray, vocabulary: str, start: np.ndarray) -> np.ndarray:
+        """`start` with the rows of all ids that there were."""
+        entries, known = vocabulary_entries(vocabulary, self._output), self._entries.get(vocabulary, [])
+        position = {entry: row for row, entry in enumerate(known, start=1)}
+        rows = np.full(len(start), -1)
+        rows[0] = 0
+        rows[1 : len(entries) + 1] = [position.get(entry, -1) for entry in entries]
+        buckets = self._contract.vocabularies[vocabulary].oov_buckets
+        if buckets == self._about["buckets"].get(vocabulary):  # an id falls into the same one of as many
+            rows[len(entries) + 1 :] = np.arange(len(known) + 1, len(known) + 1 + buckets)
+        taken = start.copy()
+        taken[rows >= 0] = before[rows[rows >= 0]]
+        return taken
+
+
+def starting_from(earlier: Earlier | None, build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
+    """As `build`, but for the models to start from what was learned earlier, if anything was."""
+
+    def make() -> keras.Model:
+        model = build()
+        if earlier is not None:
+            earlier.take_over(model)
+        return model
+
+    return make
+
+
+def _tables(model: keras.Model) -> list[_Table]:
+    """Of each weight, in the order of `get_weights`."""
+    owners = {
+        id(weight): layer.vocabulary
+        for layer in model.submodules
+        if isinstance(layer, VocabularyEmbedding)
+        for weight in layer.weights
+    }
+    names = [owners.get(id(weight), "") for weight in model.weights]
+    shapes = [tuple(weight.shape) for weight in model.weights]
+    return [_Table(name, shape[1:] if name else shape) for name, shape in zip(names, shapes, strict=True)]
