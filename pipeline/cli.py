@@ -174,6 +174,9 @@ def run(
     only: Annotated[list[str] | None, typer.Option("--only", help="Only this model; may be repeated.")] = None,
     runs: Runs = Path("runs"),
     run_id: Annotated[str | None, typer.Option("--id", help="Folder below --runs; default: the name.")] = None,
+    span: Annotated[
+        int | None, typer.Option("--span", min=0, help="Only this span of time; trains from the served models.")
+    ] = None,
     beam_runner: Annotated[
         str | None, typer.Option("--beam-runner", help="Beam runner, for instance FlinkRunner.")
     ] = None,
@@ -186,7 +189,7 @@ def run(
     if beam_runner or beam_arg:
         runner = (f"--runner={beam_runner}",) if beam_runner else settings.beam_args
         settings = settings.model_copy(update={"beam_args": (*runner, *(beam_arg or ()))})
-    folder = _run(settings, _world(settings, world), runs / (run_id or settings.name))
+    folder = _run(settings, _world(settings, world), runs / (run_id or settings.name), span)
     _report(folder)
 
 
@@ -328,7 +331,7 @@ def _log_to(path: Path) -> Any:
     return quiet(path)
 
 
-def _run(config: RunConfig, world: str, folder: Path) -> Path:
+def _run(config: RunConfig, world: str, folder: Path, span: int | None = None) -> Path:
     """Run, show what came of it, and leave with the exit code of a refusal if there was one.
 
     A run that failed has a report too: what was measured until then is often why.
@@ -347,7 +350,7 @@ def _run(config: RunConfig, world: str, folder: Path) -> Path:
             console.print(f"[bold]Run[/]    {folder}  (details in {log})", highlight=False)
             with console.status("Loading TensorFlow and TFX"):
                 from pipeline import local_runner
-            record = local_runner.run(config, world, folder, console, log)
+            record = local_runner.run(config, world, folder, console, log, span)
             from pipeline.queue_store import load_queues
 
             load_queues(asdict(record))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -119,13 +120,40 @@ class KubeflowSettings(_Strict):
     beam_args: dict[str, tuple[str, ...]] = {}
 
 
+class SpanSettings(_Strict):
+    """How time is cut into spans, of which `shortlist run --span N` takes one.
+
+    Attributes:
+        first: When span 0 starts: a date (midnight, UTC), an instant, or unix seconds.
+        hours: Length of a span.
+        drift: How far a feature may be from the span before, by name: the largest difference in the share of any value
+            (L-infinity) of ids and texts, the Jensen-Shannon divergence of numbers. Each 0 to 1.
+        keep: Of how many runs the artifacts are kept, and how many versions of each model.
+    """
+
+    first: datetime
+    hours: float = Field(default=24, gt=0)
+    drift: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
+    keep: int = Field(default=3, ge=2)
+
+    @field_validator("first")
+    @classmethod
+    def _in_utc(cls, first: datetime) -> datetime:
+        return first if first.tzinfo else first.replace(tzinfo=timezone.utc)
+
+    def window(self, span: int) -> tuple[int, int]:
+        """The first instant of a span and the first one after it, unix seconds."""
+        since, until = (self.first.timestamp() + number * self.hours * 3600 for number in (span, span + 1))
+        return int(since), int(until)
+
+
 class RunConfig(_Strict):
     """A run: which contract, how examples are split, which models with which gates.
 
     `clips` decodes the world's media; its content vectors are those of the classifier being served. `topics` learns
     topics of videos with the topic representation being served; `queues` says what the feed takes of each topic;
     `frames` describes the candidates for covers. `feed` joins what is served in one model, `serving_check` tries it.
-    `kubeflow` is heeded by `shortlist compile` alone.
+    `spans` is heeded by `shortlist run --span` alone, `kubeflow` by `shortlist compile`.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
@@ -140,6 +168,7 @@ class RunConfig(_Strict):
     frames: FrameSettings | None = None
     feed: FeedSettings | None = None
     serving_check: ServingCheckSettings = ServingCheckSettings()
+    spans: SpanSettings | None = None
     models: dict[str, ModelConfig] = Field(min_length=1)
     beam_args: tuple[str, ...] = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
     kubeflow: KubeflowSettings = KubeflowSettings()
@@ -210,9 +239,11 @@ def _explain(detail: Any) -> str:
             *FrameSettings.model_fields,
             *FeedSettings.model_fields,
             *ServingCheckSettings.model_fields,
+            *SpanSettings.model_fields,
             *KubeflowSettings.model_fields,
             *Resources.model_fields,
         }
-        return f"{key}: unknown key{did_you_mean(str(detail['loc'][-1]), known)}: remove it"
+        meant = did_you_mean(str(detail["loc"][-1]), known)
+        return f"{key}: unknown key{meant}: {'rename' if meant else 'remove'} it"
     got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"
     return f"{key}: {detail['msg'].removeprefix('Value error, ')}{got}"

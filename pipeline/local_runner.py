@@ -23,13 +23,13 @@ from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 from components.clip_example_gen import media
 from components.serving_baseline.executor import served_version
 from components.world import files, tables
-from pipeline import training_pipeline
+from pipeline import spans, training_pipeline
 from pipeline.config import RunConfig
 from pipeline.errors import RunFailedError
 from pipeline.fingerprint import code_fingerprint
 from pipeline.judgement import inputs_key, judgement_key
 from pipeline.models import CLASSIFIER, COVER_CHOOSER, FEED, MODELS, RANKER, REPRESENTATION, RETRIEVER, check_settings
-from pipeline.runs import load_run
+from pipeline.runs import artifact, load_run
 from transform import contract as contracts
 
 USED = (CLASSIFIER, REPRESENTATION, RANKER, RETRIEVER, COVER_CHOOSER)  # served models that later steps are made of
@@ -47,6 +47,7 @@ RECORDED = {
     ("ImpressionExampleGen", "Examples"): "examples",
     ("StatisticsGen", "ExampleStatistics"): "statistics",
     ("ExampleValidator", "ExampleAnomalies"): "anomalies",
+    ("DistributionValidator", "ExampleAnomalies"): "drift",
     ("Trainer", "ModelRun"): "model_run",
     ("Evaluator", "ModelEvaluation"): "evaluation",
     ("Evaluator", "ModelBlessing"): "blessing",
@@ -87,6 +88,9 @@ class Run:
     served_version: dict[str, str] = field(default_factory=dict)  # pushed by this run; "" where it was refused
     unchanged: list[str] = field(default_factory=list)  # pushed by an earlier run from the very same inputs
     served_after: dict[str, str] = field(default_factory=dict)  # once the run came to the end of a model
+    span: int | None = None
+    warm_start: dict[str, str] = field(default_factory=dict)  # by model, the SavedModel that training started from
+    statistics_of: dict[str, str] = field(default_factory=dict)  # by span that was not stopped, their folder
 
     def write(self) -> None:
         """Writes `run.json`; a kill at any moment leaves the last one whole."""
@@ -95,7 +99,9 @@ class Run:
         os.replace(path.with_suffix(".part"), path)
 
 
-def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path) -> Run:
+def run(
+    config: RunConfig, world: str, folder: Path, console: Console, log: Path, span_number: int | None = None
+) -> Run:
     """Run the pipeline to its end and write `run.json`.
 
     Args:
@@ -104,6 +110,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         folder: The run's folder; what an earlier run finished in it is taken from the cache.
         console: Where progress goes.
         log: Where everything else goes; named in errors.
+        span_number: The span of time whose impressions are taken; None: all there are.
 
     Raises:
         ContractError: The world, the contract or the data does not fit.
@@ -113,6 +120,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
     check_models(config, contract)
     folder = folder.resolve()
     last = _last_run(folder, config.name)
+    span = None if span_number is None else spans.start(config, contract, span_number, last, str(folder))
     frames = config.frames.model_dump() if config.frames else {}
     at = training_pipeline.Locations(
         world=str(Path(world).resolve()) if "://" not in world else world,
@@ -132,7 +140,7 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
     started = time.time()
     served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, *USED, FEED}}
     fingerprints = {"impressions": at.fingerprint, "clips": at.clips_fingerprint, "videos": at.videos_fingerprint}
-    shared = config.model_dump_json(exclude={"models"}), contract.to_json(), at.world
+    shared = config.model_dump_json(exclude={"models"}), contract.to_json(), at.world, json.dumps(span and asdict(span))
     inputs = {
         name: inputs_key(*shared, model.model_dump_json(), fingerprints[MODELS[name].examples])
         for name, model in config.models.items()
@@ -153,11 +161,14 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         served_after={
             name: served[name] for name in inputs if judgements[name] == last.get("judgements", {}).get(name)
         },
+        span=span_number,
+        warm_start=dict(span.warm_start) if span else {},
+        statistics_of=last.get("statistics_of", {}),
     )
     history = History(connection, config)
     record.artifacts = {name: {} for name in history.pushed}
     known = {**{name: served[name] for name in USED}, **judgements}
-    pipeline = training_pipeline.build(config, contract, at, known, connection)
+    pipeline = training_pipeline.build(config, contract, at, known, connection, span=span)
     try:
         with _progress(console, record, history):
             LocalDagRunner().run(pipeline)
@@ -175,7 +186,24 @@ def run(config: RunConfig, world: str, folder: Path, console: Console, log: Path
         ran = {step.name for step in record.steps}
         record.artifacts = {name: history.artifacts(name, ran) for name in history.pushed}
         record.write()
+    if span and config.spans:
+        _end_span(record, span, config.spans.keep, connection, console)
     return record
+
+
+def _end_span(
+    record: Run, span: training_pipeline.Span, keep: int, connection: proto.ConnectionConfig, console: Console
+) -> None:
+    """Note the statistics, to which the next span is compared, and remove what old runs left."""
+    uri = artifact(asdict(record), "statistics")
+    if uri is not None:
+        record.statistics_of = {**record.statistics_of, str(span.number): uri}
+        record.statistics_of = dict(sorted(record.statistics_of.items(), key=lambda entry: int(entry[0]))[-keep:])
+        record.write()
+    needed = {*span.warm_start.values(), span.known_vocabularies, *record.statistics_of.values()}
+    removed = spans.collect(connection, str(Path(record.models).parent), keep, needed)
+    if removed:
+        console.print(f"[dim]{removed} folders that only runs before the last {keep} had were removed[/]")
 
 
 def check_models(config: RunConfig, contract: contracts.Contract) -> None:
@@ -331,10 +359,10 @@ class History:
             component, _, owner = node.partition(".")
             if execution is None or owner not in ("", model):
                 continue
-            for artifact in _outputs(store, execution):
-                kind = component, store.get_artifact_types_by_id([artifact.type_id])[0].name
+            for output in _outputs(store, execution):
+                kind = component, store.get_artifact_types_by_id([output.type_id])[0].name
                 if kind in RECORDED:
-                    found[RECORDED[kind]] = artifact.uri
+                    found[RECORDED[kind]] = output.uri
         return found
 
     def blessed(self, model: str) -> bool:

@@ -9,10 +9,20 @@ from typing import Any
 
 import tensorflow_model_analysis as tfma
 from tfx import types
-from tfx.components import Evaluator, ExampleValidator, InfraValidator, Pusher, StatisticsGen, Transform
+from tfx.components import (
+    DistributionValidator,
+    Evaluator,
+    ExampleValidator,
+    InfraValidator,
+    Pusher,
+    StatisticsGen,
+    Transform,
+)
 from tfx.dsl.components.base import base_node
+from tfx.dsl.components.common.importer import Importer
 from tfx.orchestration import pipeline as tfx_pipeline
-from tfx.proto import infra_validator_pb2, pusher_pb2, transform_pb2
+from tfx.proto import distribution_validator_pb2, infra_validator_pb2, pusher_pb2, transform_pb2
+from tfx.types import artifact_utils, standard_artifacts
 
 from components.anomaly_gate.component import AnomalyGate
 from components.clip_example_gen.component import ClipExampleGen
@@ -23,6 +33,7 @@ from components.feed_assembler.component import FeedAssembler
 from components.feed_assembler.executor import STAGES
 from components.frame_embedder.component import FrameEmbedder
 from components.impression_example_gen.component import ImpressionExampleGen
+from components.impression_example_gen.impressions import SPLITS
 from components.serving_baseline.component import ServingBaseline
 from components.serving_check.component import ServingCheck
 from components.serving_check.settings import ServingCheckSettings
@@ -48,8 +59,11 @@ from pipeline.models import (
 )
 from transform import videos
 from transform.clip_settings import ClipSettings
-from transform.contract import Contract
+from transform.contract import Contract, Kind
 from transform.feed import FeedSettings
+
+_UNFIT = "the examples do not fit the schema of the contract: mend the data or the contract"
+_DRIFTED = "the examples are unlike those of the span before: mend the data, or allow the feature more in spans.drift"
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,25 @@ class Locations:
     clips_fingerprint: str = ""
     videos_fingerprint: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a run of one span of time starts from.
+
+    Attributes:
+        number: Which span.
+        window: Its first instant and the first one after it, unix seconds.
+        warm_start: By model, the SavedModel that training starts from; those that are not named start anew.
+        known_vocabularies: Folder of the entries that keep their rows; "" where there are none.
+        previous_statistics: Folder of the statistics of the span before; "" where there is none.
+    """
+
+    number: int
+    window: tuple[int, int]
+    warm_start: Mapping[str, str] = field(default_factory=dict)
+    known_vocabularies: str = ""
+    previous_statistics: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +142,7 @@ class _Run:
     contract: Contract
     at: Locations
     judgements: dict[str, str]
+    span: Span | None
 
     def add_models(self, stream: _Stream, nodes: list[base_node.BaseNode]) -> dict[str, base_node.BaseNode]:
         """Add a stream to the nodes, with all models that learn from it; give their Pushers by name."""
@@ -136,7 +170,7 @@ class _Run:
 
 
 def components(
-    config: RunConfig, contract: Contract, at: Locations, judgements: dict[str, str]
+    config: RunConfig, contract: Contract, at: Locations, judgements: dict[str, str], span: Span | None = None
 ) -> list[base_node.BaseNode]:
     """All nodes of a run in topological order: clips to content vectors, videos to topics, then impressions.
 
@@ -146,8 +180,9 @@ def components(
         at: Where.
         judgements: For each model, what its judgement is cached under, see `pipeline.judgement`; for those that
             describe videos or make up the feed, where the run does not train them, the version being served.
+        span: The time that impressions are of; None: all there is.
     """
-    run, nodes = _Run(config, contract, at, judgements), list[base_node.BaseNode]()
+    run, nodes = _Run(config, contract, at, judgements, span), list[base_node.BaseNode]()
     pushers: dict[str, base_node.BaseNode] = {}
     clip_examples = content = topics = None
     if config.clips is not None:
@@ -279,12 +314,14 @@ def _impressions(
     topics: base_node.BaseNode | None,
     frames: types.BaseChannel | None,
 ) -> _Stream:
-    contract_json = run.contract.to_json()
+    contract_json, splits = run.contract.to_json(), run.config.splits.model_dump()
+    if run.span:
+        splits |= dict(zip(("since", "until"), run.span.window, strict=True))
     examples = ImpressionExampleGen(
         world=run.at.world,
         world_fingerprint=run.at.fingerprint,
         contract_json=contract_json,
-        splits_json=run.config.splits.model_dump_json(),
+        splits_json=json.dumps(splits),
         content=content.outputs["content"] if content else None,
         topics=topics.outputs["topics"] if topics else None,
         frames=frames,
@@ -292,10 +329,37 @@ def _impressions(
     statistics = StatisticsGen(examples=examples.outputs["examples"])
     schema = ContractSchema(contract_json=contract_json)
     validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
-    gate = AnomalyGate(anomalies=validator.outputs["anomalies"])
-    nodes = [examples, statistics, schema, validator, gate]
+    gate = AnomalyGate(anomalies=validator.outputs["anomalies"], complaint=_UNFIT)
+    nodes = [examples, statistics, schema, validator, gate, *_drift_nodes(run, statistics)]
     parameters = {"contract": contract_json, "fingerprint": run.at.fingerprint}
-    return _Stream("impressions", nodes, examples, schema, parameters, [gate], frames=frames)
+    if run.span and run.span.known_vocabularies:
+        parameters["known_vocabularies"] = run.span.known_vocabularies
+    gates = [node for node in nodes if isinstance(node, AnomalyGate)]
+    return _Stream("impressions", nodes, examples, schema, parameters, gates, frames=frames)
+
+
+def _drift_nodes(run: _Run, statistics: base_node.BaseNode) -> list[base_node.BaseNode]:
+    """The train split held against that of the span before."""
+    drift = run.config.spans.drift if run.config.spans else {}
+    if not drift or not run.span or not run.span.previous_statistics:
+        return []
+    before = Importer(
+        source_uri=run.span.previous_statistics,
+        artifact_type=standard_artifacts.ExampleStatistics,
+        properties={"split_names": artifact_utils.encode_split_names(list(SPLITS))},
+    ).with_id("PreviousStatistics")
+    comparators = []
+    for name, distance in drift.items():
+        measure = "jensen_shannon_divergence" if run.contract.feature(name).kind is Kind.NUMBER else "infinity_norm"
+        comparators.append({"path": {"step": [name]}, "distribution_comparator": {measure: {"threshold": distance}}})
+    validator = DistributionValidator(
+        statistics=statistics.outputs["statistics"],
+        baseline_statistics=before.outputs["result"],
+        config=distribution_validator_pb2.DistributionValidatorConfig(default_slice_config={"feature": comparators}),
+        include_split_pairs=[("train", "train")],
+    )
+    gate = AnomalyGate(anomalies=validator.outputs["anomalies"], complaint=_DRIFTED)
+    return [before, validator, gate.with_id("AnomalyGate.drift")]
 
 
 def _transform(stream: _Stream, name: str) -> base_node.BaseNode:
@@ -335,6 +399,7 @@ def _model_nodes(name: str, run: _Run, stream: _Stream, transform: base_node.Bas
             "training": model.training,
             "checkpoint_dir": f"{run.at.root}/checkpoints/{name}",
             "weights": run.at.weights.get(name, ""),
+            "warm_start": run.span.warm_start.get(name, "") if run.span else "",
         },
         frames=stream.frames if entry.frames else None,
     )
@@ -377,6 +442,7 @@ def build(
     judgements: dict[str, str],
     metadata: object | None = None,
     cache: bool = True,
+    span: Span | None = None,
 ) -> tfx_pipeline.Pipeline:
     """The TFX pipeline of a run, for a local or a Kubeflow runner.
 
@@ -387,11 +453,12 @@ def build(
         judgements: See `components`.
         metadata: MLMD connection; None where the engine brings its own.
         cache: Whether a node whose inputs did not change is skipped.
+        span: See `components`.
     """
     return tfx_pipeline.Pipeline(
         pipeline_name=config.name,
         pipeline_root=f"{at.root}/artifacts",
-        components=components(config, contract, at, judgements),
+        components=components(config, contract, at, judgements, span),
         enable_cache=cache,
         metadata_connection_config=metadata,
         beam_pipeline_args=list(config.beam_args),

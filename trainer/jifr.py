@@ -57,7 +57,7 @@ from trainer.layers.pair_scorer import (
 )
 from trainer.settings import Settings
 from trainer.training import Objective, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
-from trainer.warm_start import Earlier, keep, starting_from
+from trainer.warm_start import Earlier, keep, seen_in, starting_from
 from transform.contract import Contract, ContractError
 from transform.frames import Frames, decode
 from transform.impressions import vocabulary_sizes
@@ -407,6 +407,8 @@ def run_fn(fn_args: Any) -> None:
     build = starting_from(earlier, partial(build_model, config, contract, shape, opened))
     checkpoint_dir = resumable_folder(fn_args, train, valid, also=fn_args.frames_files)
     model = fit(build, train, valid, objective(), training, strategy, checkpoint_dir, fn_args.model_run_dir)
+    if earlier:
+        earlier.put_back(model, seen_in(train, sizes))
     if is_chief():
         scorer = model.get_layer("triples").scorer
         export(scorer, contract, transform_output, frames, opened, shape, standard, fn_args.serving_model_dir)

@@ -29,7 +29,7 @@ from trainer.layers.target_attention import TargetAttention
 from trainer.layers.user_guided_attention import UserGuidedAttention
 from trainer.settings import Settings
 from trainer.training import CLICKS, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
-from trainer.warm_start import Earlier, keep, starting_from
+from trainer.warm_start import Earlier, keep, seen_in, starting_from
 from transform.contract import Contract, Kind
 from transform.impressions import vocabulary_sizes
 
@@ -233,12 +233,12 @@ def run_fn(fn_args: Any) -> None:
     feature_spec = transform_output.transformed_feature_spec()
     train = read(fn_args.train_files, feature_spec, contract, training.memory_bytes)
     valid = read(fn_args.eval_files, feature_spec, contract, training.memory_bytes)
-    build = starting_from(
-        Earlier.of(fn_args, contract, transform_output),
-        partial(build_model, config, contract, vocabulary_sizes(contract, transform_output)),
-    )
+    sizes, earlier = vocabulary_sizes(contract, transform_output), Earlier.of(fn_args, contract, transform_output)
+    build = starting_from(earlier, partial(build_model, config, contract, sizes))
     checkpoint_dir = resumable_folder(fn_args, train, valid)
     model = fit(build, train, valid, CLICKS, training, strategy, checkpoint_dir, fn_args.model_run_dir)
+    if earlier:
+        earlier.put_back(model, seen_in(train, sizes))
     if is_chief():
         export(model, contract, transform_output, fn_args.serving_model_dir)
         write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)

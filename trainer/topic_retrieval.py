@@ -35,7 +35,7 @@ from trainer.ranker import Deep
 from trainer.retrieval_export import candidate_features, export, query_features, topic_feature
 from trainer.settings import Settings
 from trainer.training import Objective, Tensors, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
-from trainer.warm_start import Earlier, keep, starting_from
+from trainer.warm_start import Earlier, keep, seen_in, starting_from
 from transform.contract import CATEGORICAL, Contract, Feature, Kind
 from transform.impressions import vocabulary_sizes
 
@@ -338,14 +338,14 @@ def run_fn(fn_args: Any) -> None:
     feature_spec = transform_output.transformed_feature_spec()
     train = read(fn_args.train_files, feature_spec, contract, training.memory_bytes)
     valid = read(fn_args.eval_files, feature_spec, contract, training.memory_bytes)
-    sizes = vocabulary_sizes(contract, transform_output)
+    sizes, earlier = vocabulary_sizes(contract, transform_output), Earlier.of(fn_args, contract, transform_output)
     videos = videos_of(train, sizes[str(contract.video_key.vocabulary)])
-    build = starting_from(
-        Earlier.of(fn_args, contract, transform_output), partial(build_model, config, contract, sizes, videos)
-    )
+    build = starting_from(earlier, partial(build_model, config, contract, sizes, videos))
     aim, checkpoint_dir = objective(config, contract, videos), resumable_folder(fn_args, train, valid)
     clicks = positives(train)
     model = fit(build, clicks, positives(valid), aim, training, strategy, checkpoint_dir, fn_args.model_run_dir)
+    if earlier:
+        earlier.put_back(model, seen_in(clicks, sizes))
     if is_chief():
         sample, _, _ = next(iter(clicks.epochs(0, 1, min(READ_BATCH, clicks.rows), training.seed, READ_BATCH)))
         catalogue = records(sorted(tf.io.gfile.glob(fn_args.catalogue_files))).as_numpy_iterator()

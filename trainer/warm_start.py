@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from trainer.data import READ_BATCH, Split
 from trainer.keras_version import keras
 from trainer.layers.vocabulary_embedding import VocabularyEmbedding
 from transform.contract import Contract
@@ -88,16 +89,34 @@ class Earlier:
 
     def take_over(self, model: keras.Model) -> None:
         """Give a model what was learned; one of other settings stays as it is."""
-        now, before = _tables(model), [_Table(name, tuple(shape)) for name, shape in self._about["tables"]]
-        if now != before:
+        if not self._fits(model):
             log.warning("%s is of other settings or features: training starts anew", self._from)
             return
         start = model.get_weights()
-        model.set_weights([self._value(i, table, start[i]) for i, table in enumerate(now)])
+        model.set_weights([self._value(i, table, start[i]) for i, table in enumerate(_tables(model))])
+
+    def put_back(self, model: keras.Model, seen: Mapping[str, np.ndarray]) -> None:
+        """Give ids that the training did not see the rows that they had: penalties have pulled at all of them.
+
+        Args:
+            model: After the training.
+            seen: See `seen_in`.
+        """
+        if not self._fits(model):
+            return
+        weights = model.get_weights()
+        for number, table in enumerate(_tables(model)):
+            if table.vocabulary:
+                unseen = ~seen[table.vocabulary]
+                weights[number][unseen] = self._value(number, table, weights[number])[unseen]
+        model.set_weights(weights)
 
     def met(self, vocabulary: str, rows: int) -> np.ndarray:
         """Bool [rows]: what `keep` was told, by today's rows."""
         return self._taken(self._arrays[f"met_{vocabulary}"], vocabulary, np.zeros(rows, bool))
+
+    def _fits(self, model: keras.Model) -> bool:
+        return _tables(model) == [_Table(name, tuple(shape)) for name, shape in self._about["tables"]]
 
     def _value(self, number: int, table: _Table, start: np.ndarray) -> np.ndarray:
         before = self._arrays[f"w{number}"]
@@ -116,6 +135,16 @@ class Earlier:
         taken = start.copy()
         taken[rows >= 0] = before[rows[rows >= 0]]
         return taken
+
+
+def seen_in(split: Split, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """By vocabulary, bool [rows]: which occur in a split."""
+    seen = {vocabulary: np.zeros(rows, bool) for vocabulary, rows in sizes.items()}
+    features = [f for f in split.contract.inputs if f.vocabulary is not None]
+    for inputs, _, _ in split.in_order(READ_BATCH).as_numpy_iterator():
+        for feature in features:
+            seen[str(feature.vocabulary)][inputs[feature.name].ravel()] = True
+    return seen
 
 
 def starting_from(earlier: Earlier | None, build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:

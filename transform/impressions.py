@@ -109,11 +109,6 @@ class _Known(NamedTuple):
     table: tf.lookup.StaticHashTable
     size: int
 
-    def positions(self, strings: Values) -> Values:
-        if isinstance(strings, tf.RaggedTensor):
-            return strings.with_flat_values(self.table.lookup(strings.flat_values))
-        return self.table.lookup(strings)
-
 
 def _known_entries(contract: Contract, folder: str) -> dict[str, _Known]:
     """By vocabulary; nothing for those that no file in the folder tells of."""
@@ -151,7 +146,7 @@ def _learn_vocabularies(
         flat = tf.concat([s.flat_values if isinstance(s, tf.RaggedTensor) else s for s in shared], axis=0)
         room = vocabulary.max_size
         if name in known:
-            flat = tf.boolean_mask(flat, known[name].positions(flat) < 0)
+            flat = tf.boolean_mask(flat, known[name].table.lookup(flat) < 0)
             room = room and max(room - known[name].size, 1)  # tft asks for room for one at least
         learned[name] = tft.vocabulary(
             flat,  # '' is never an entry: tft leaves it out
@@ -164,12 +159,12 @@ def _learn_vocabularies(
 
 def _look_up(strings: Values, known: _Known | None, learned: Any, vocabulary: Vocabulary) -> Values:
     """Indices from 1; 0 for ''."""
+    if isinstance(strings, tf.RaggedTensor):  # of its values: ragged ops make large graphs
+        return strings.with_flat_values(_look_up(strings.flat_values, known, learned, vocabulary))
     found = tft.apply_vocabulary(strings, learned, num_oov_buckets=vocabulary.oov_buckets) + 1
     if known is not None:
-        positions = known.positions(strings)
+        positions = known.table.lookup(strings)
         found = tf.where(positions < 0, found + known.size, positions + 1)
-    if isinstance(strings, tf.RaggedTensor):
-        return found  # holds no ''
     return tf.where(tf.equal(strings, ""), tf.zeros_like(found), found)
 
 

@@ -1,7 +1,7 @@
 """The node that makes ExampleValidator count.
 
-TFX's ExampleValidator writes anomalies down, and whatever comes after it runs on. It stays as it is, so that what it
-wrote is there to be read; this node, which everything after it waits for, fails on it.
+TFX's ExampleValidator and DistributionValidator write anomalies down, and whatever comes after them runs on. They stay
+as they are, so that what they wrote is there to be read; this node, which everything after it waits for, fails on it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from components.anomaly_gate.executor import Executor
 class AnomalyGateSpec(ComponentSpec):
     """`anomalies` in, nothing out."""
 
-    PARAMETERS: dict[str, ExecutionParameter] = {}
+    PARAMETERS = {"complaint": ExecutionParameter(type=str)}
     INPUTS = {"anomalies": ChannelParameter(type=standard_artifacts.ExampleAnomalies)}
     OUTPUTS: dict[str, ChannelParameter] = {}
 
@@ -27,10 +27,11 @@ class AnomalyGate(base_component.BaseComponent):
 
     Args:
         anomalies: Channel of ExampleAnomalies.
+        complaint: What it means to the user that there are any, and the remedy.
     """
 
     SPEC_CLASS = AnomalyGateSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
-    def __init__(self, anomalies: types.BaseChannel) -> None:
-        super().__init__(spec=AnomalyGateSpec(anomalies=anomalies))
+    def __init__(self, anomalies: types.BaseChannel, complaint: str) -> None:
+        super().__init__(spec=AnomalyGateSpec(anomalies=anomalies, complaint=complaint))

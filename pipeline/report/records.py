@@ -52,6 +52,16 @@ class Anomaly:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far one feature of the train split is from that of the span before."""
+
+    feature: str
+    measure: str
+    distance: float
+    allowed: float
+
+
+@dataclass(frozen=True)
 class Rejected:
     """Rows of the world that were set aside for one reason; `example` is the content of the first."""
 
@@ -132,6 +142,7 @@ class RunRecords:
         statistics: By split.
         anomalies: Of all splits.
         validated: Whether the data was held against the schema at all.
+        drift: Of the features that were compared; empty where there was no span before.
         counts: What the makers of examples and content vectors counted.
         rejected: Rows that never became examples.
         config: The run's configuration.
@@ -149,10 +160,14 @@ class RunRecords:
     statistics: tuple[SplitStatistics, ...] = ()
     anomalies: tuple[Anomaly, ...] = ()
     validated: bool = False
+    drift: tuple[Drift, ...] = ()
     counts: Mapping[str, Any] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     topics: tuple[Topic, ...] = ()
+
+
+_MEASURES = {1: "largest difference of a share", 2: "Jensen-Shannon divergence"}
 
 
 def utc(seconds: float) -> str:
@@ -186,6 +201,7 @@ def load(run_dir: str | Path) -> RunRecords:
         statistics=_statistics(data.get("statistics")),
         anomalies=_anomalies(data.get("anomalies")),
         validated="anomalies" in data,
+        drift=_drift(data.get("drift")),
         counts=_counts(data),
         rejected=_rejected(run["world"], data),
         config=run.get("config", {}),
@@ -239,6 +255,15 @@ def _anomalies(uri: str | None) -> tuple[Anomaly, ...]:
             info = proto.dataset_anomaly_info
             found.append(Anomaly(split, "(all)", info.short_description, info.description))
     return tuple(found)
+
+
+def _drift(uri: str | None) -> tuple[Drift, ...]:
+    found = []
+    for path in tf.io.gfile.glob(f"{uri}/SplitPair-*/SchemaDiff.pb") if uri else []:
+        for info in anomalies_pb2.Anomalies.FromString(_read(path)).drift_skew_info:
+            feature = ".".join(info.path.step)
+            found += [Drift(feature, _MEASURES[m.type], m.value, m.threshold) for m in info.drift_measurements]
+    return tuple(sorted(found, key=lambda drift: drift.feature))
 
 
 def _statistics(uri: str | None) -> tuple[SplitStatistics, ...]:

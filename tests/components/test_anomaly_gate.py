@@ -39,7 +39,7 @@ def validate(tmp_path):
             {"anomalies": [anomalies]},
             {"exclude_splits": "null"},
         )
-        Executor().Do({"anomalies": [anomalies]}, {}, {})
+        Executor().Do({"anomalies": [anomalies]}, {}, {"complaint": "mend it"})
 
     return run
 

@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 
 from trainer import ranker, topic_retrieval, warm_start
+from trainer.data import Split
 from trainer.ranker import Config, build_model
-from trainer.warm_start import Earlier, keep, starting_from
+from trainer.warm_start import Earlier, keep, seen_in, starting_from
+from transform.impressions import vocabulary_entries
 
 SMALL = Config(architecture="wide_and_deep", embedding_width=3, deep={"units": (4,)})
 ENTRIES = {
@@ -66,6 +68,30 @@ def test_rows_follow_their_ids_and_new_ids_start_as_in_any_training(world: Any, 
         if "video_id" not in one.name and "history" not in one.name:
             for mine, theirs in zip(one.get_weights(), other.get_weights(), strict=True):
                 np.testing.assert_array_equal(mine, theirs, err_msg=one.name)
+
+
+def test_ids_that_the_training_did_not_see_keep_what_was_learned_of_them(world: Any, earlier: SimpleNamespace):
+    """A penalty pulls at every row; here it is played by a model of zeros."""
+    now = Vocabularies(video_id=[b"new", b"v3", b"v1"])
+    trained = build_model(SMALL, world.contract, now.sizes)
+    trained.set_weights([np.zeros_like(weight) for weight in trained.get_weights()])
+    seen = {name: np.ones(rows, bool) for name, rows in now.sizes.items()}
+    seen["video_id"] = np.array([True, True, False, True, False])
+    Earlier(earlier.folder, world.contract, now).put_back(trained, seen)
+    before = earlier.model.get_layer("embedding_video_id").get_weights()[0]
+    expected = np.stack([0 * before[0], 0 * before[0], before[3], 0 * before[0], before[4]])
+    np.testing.assert_array_equal(trained.get_layer("embedding_video_id").get_weights()[0], expected)
+    assert not trained.get_layer("embedding_user_id").get_weights()[0].any()
+
+
+def test_what_a_split_tells_of_is_seen(world: Any):
+    columns = {name: values[:1] for name, values in world.transformed.items()}
+    (row,) = world.raw[:1]
+    seen = seen_in(Split(world.contract, (), {}, 1, columns), world.sizes)
+    for vocabulary, given in (("user_id", [row["user_id"]]), ("video_id", [row["video_id"], *row["history"]])):
+        entries = vocabulary_entries(vocabulary, world.output)
+        names = {entries[i - 1].decode() for i in np.flatnonzero(seen[vocabulary]) if i}
+        assert names == set(given)
 
 
 def test_marks_follow_their_ids(world: Any, earlier: SimpleNamespace):

@@ -1,0 +1,216 @@
+"""Day after day: trained on from what is served, held against it and against the day before, and old days removed."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from ml_metadata import proto
+from ml_metadata.metadata_store import MetadataStore
+from rich.console import Console
+from tfx.orchestration import metadata
+
+from components.anomaly_gate.executor import AnomaliesFoundError
+from components.importers.demo import import_demo
+from components.world import tables
+from pipeline import local_runner
+from pipeline.config import Gate, ModelConfig, RunConfig, SpanSettings
+from pipeline.report.page import render
+from pipeline.report.records import load
+from transform.contract import ContractError
+from transform.impressions import read_vocabularies
+from transform.warm_start import FOLDER
+
+pytestmark = pytest.mark.e2e
+
+SETTINGS = RunConfig(
+    name="daily",
+    contract="microvideo",
+    models={
+        "ranker": ModelConfig(
+            model={"architecture": "embedding_mlp", "embedding_width": 8, "id_dropout": 0.0},
+            training={"epochs": 2, "batch_size": 128},
+            gates=(Gate(metric="auc", at_least=0.5, change=0.1),),
+        )
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three spans; the user `newcomer` comes on the second, `visitor` is there on the first alone."""
+    out = str(tmp_path_factory.mktemp("world"))
+    import_demo(None, out, users=60, videos=80, interactions=4500, seed=1)
+    events = tables.read_table(out, "interactions")
+    first, length = span_of(events)
+    number = (events["at"].to_numpy() - first) // length
+    names = np.array(events["user_id"].to_pylist(), dtype=object)
+    some = np.arange(len(names)) % 50 == 0
+    names[some & (number == 0)], names[some & (number == 1)] = "visitor", "newcomer"
+    place = events.column_names.index("user_id")
+    tables.write_table(out, "interactions", events.set_column(place, "user_id", pa.array(names, pa.string())))
+    users = tables.read_table(out, "users")
+    more = [users.slice(0, 1).to_pylist()[0] | {"user_id": name} for name in ("visitor", "newcomer")]
+    tables.write_table(out, "users", pa.concat_tables([users, pa.Table.from_pylist(more, users.schema)]))
+    return out
+
+
+def span_of(events: pa.Table) -> tuple[int, int]:
+    """Where the first of three spans starts, and how long each is, in seconds."""
+    bounds = pc.min_max(events["at"]).as_py()
+    return bounds["min"], (bounds["max"] - bounds["min"]) // 3 + 1
+
+
+def changed(world: str, to: Path, change: Callable[[pa.Table, np.ndarray], pa.Table]) -> str:
+    """The world with other events on the third span."""
+    shutil.copytree(world, to)
+    events = tables.read_table(world, "interactions")
+    first, length = span_of(events)
+    tables.write_table(str(to), "interactions", change(events, (events["at"].to_numpy() - first) // length == 2))
+    return str(to)
+
+
+@pytest.fixture(scope="module")
+def settings(world: str) -> RunConfig:
+    first, length = span_of(tables.read_table(world, "interactions"))
+    spans = SpanSettings(
+        first=first, hours=length / 3600, drift={"primary_category": 0.3, "duration_seconds": 0.3}, keep=2
+    )
+    return SETTINGS.model_copy(update={"spans": spans})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "daily"
+
+
+def run(settings: RunConfig, world: str, folder: Path, span: int) -> local_runner.Run:
+    return local_runner.run(settings, world, folder, Console(quiet=True), folder / "test.log", span)
+
+
+@pytest.fixture(scope="module")
+def first(settings, world, folder) -> local_runner.Run:
+    return run(settings, world, folder, 0)
+
+
+@pytest.fixture(scope="module")
+def second(settings, world, folder, first) -> local_runner.Run:
+    return run(settings, world, folder, 1)
+
+
+@pytest.fixture(scope="module")
+def drifted(settings, world, folder, second, tmp_path_factory) -> str:
+    """The third day at first: nothing but the videos of one category was shown. What the run said."""
+    videos = tables.read_table(world, "videos")
+    category = videos["primary_category"].to_pylist()[0]
+    shown = videos.filter(pc.equal(videos["primary_category"], category))["video_id"].combine_chunks()
+
+    def change(events: pa.Table, third: np.ndarray) -> pa.Table:
+        return events.filter(pc.or_(pa.array(~third), pc.is_in(events["video_id"], value_set=shown)))
+
+    with pytest.raises(AnomaliesFoundError) as caught:
+        run(settings, changed(world, tmp_path_factory.mktemp("drift") / "world", change), folder, 2)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def bad(settings, world, folder, drifted, tmp_path_factory) -> local_runner.Run:
+    """The third day with clicks and misses exchanged, which no distribution of a feature shows."""
+
+    def change(events: pa.Table, third: np.ndarray) -> pa.Table:
+        clicked = events["clicked"].to_numpy()
+        place = events.column_names.index("clicked")
+        return events.set_column(place, "clicked", pa.array(np.where(third, 1 - clicked, clicked)))
+
+    return run(settings, changed(world, tmp_path_factory.mktemp("bad") / "world", change), folder, 2)
+
+
+@pytest.fixture(scope="module")
+def third(settings, world, folder, bad) -> local_runner.Run:
+    """The third day as it should be."""
+    return run(settings, world, folder, 2)
+
+
+def row_of(model: Path, user: str) -> np.ndarray:
+    """What a pushed model learned of a user."""
+    number = read_vocabularies(str(model / FOLDER))["user_id"].index(user.encode()) + 1
+    about = json.loads((model / FOLDER / "weights.json").read_text())
+    place = next(i for i, (name, shape) in enumerate(about["tables"]) if name == "user_id" and shape == [8])
+    with np.load(io.BytesIO((model / FOLDER / "weights.npz").read_bytes())) as arrays:
+        return np.asarray(arrays[f"w{place}"][number])
+
+
+def pushed(record: local_runner.Run) -> Path:
+    assert record.outcome == "pushed"
+    return Path(record.models) / "ranker" / record.served_version["ranker"]
+
+
+def test_a_span_has_the_rows_of_its_day(first, second, world):
+    events = tables.read_table(world, "interactions")
+    since, length = span_of(events)
+    for record in (first, second):
+        rows = next(step.rows for step in record.steps if step.name == "ImpressionExampleGen")
+        number = (events["at"].to_numpy() - since) // length
+        assert rows == int((number == record.span).sum())
+
+
+def test_the_second_day_goes_on_from_the_model_of_the_first(first, second, third):
+    assert first.warm_start == {}
+    assert second.warm_start == {"ranker": str(pushed(first))}
+    assert third.warm_start == {"ranker": str(pushed(second))}
+    # Who did not come again is known as before, though nothing of the second day told of them.
+    np.testing.assert_array_equal(row_of(pushed(second), "visitor"), row_of(pushed(third), "visitor"))
+    assert np.abs(row_of(pushed(third), "newcomer")).max() > 0
+
+
+def test_new_ids_have_rows_behind_those_that_keep_theirs(second, third):
+    before, after = (read_vocabularies(str(pushed(record) / FOLDER))["user_id"] for record in (second, third))
+    assert after[: len(before)] == before
+    assert b"newcomer" in before
+
+
+def test_drift_stops_the_run_before_anything_is_trained(drifted, settings, folder):
+    assert "the examples are unlike those of the span before" in drifted
+    assert "train, feature 'primary_category'" in drifted
+
+
+def test_a_bad_day_is_refused_and_the_day_before_stays_served(bad, second, third):
+    assert bad.outcome == "refused"
+    assert bad.warm_start == third.warm_start
+    assert bad.served_version == {"ranker": ""}
+
+
+def test_the_report_shows_the_drift(third):
+    page = render(load(Path(third.models).parent))
+    assert "Drift from the span before" in page
+    assert "primary_category" in page
+
+
+def test_what_old_runs_left_is_removed(first, second, third, folder):
+    assert sorted(path.name for path in pushed(third).parent.iterdir()) == sorted(
+        pushed(record).name for record in (second, third)
+    )
+    store = MetadataStore(metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite")))
+    artifacts = store.get_artifacts()
+    gone = {a.uri for a in artifacts if a.state == proto.Artifact.DELETED}
+    assert any("/Trainer/" in uri for uri in gone)
+    assert not any(Path(uri).exists() for uri in gone)
+    assert all(Path(uri).exists() for uri in third.artifacts["ranker"].values())
+
+
+def test_a_span_that_is_run_again_comes_from_the_cache(third, settings, world, folder):
+    again = run(settings, world, folder, 2)
+    assert all(step.cached for step in again.steps)
+    assert again.served_version == third.served_version
+
+
+def test_a_configuration_without_spans_is_told_so(world, tmp_path):
+    with pytest.raises(ContractError, match=r"--span 3: expected spans in the configuration, .*add `spans:"):
+        run(SETTINGS, world, tmp_path / "runs", 3)
