@@ -134,3 +134,28 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path):
 def test_unknown_name_lists_the_built_in_ones():
     with pytest.raises(ContractError, match="expected one of clips, demo, movielens"):
         config.load("movieless")
+
+
+# 2026-11-01 is the 20,758th day since 1970.
+@pytest.mark.parametrize(
+    "first", ["2026-11-01", "2026-11-01T00:00:00Z", "2026-11-01T02:00:00+02:00", str(20_758 * 86_400)]
+)
+def test_spans_are_windows_of_equal_length(tmp_path, first):
+    spans = load(tmp_path, f"{GOOD}spans: {{first: {first}, hours: 6, drift: {{hour_of_day: 0.2}}}}\n").spans
+    start = 20_758 * 86_400
+    assert [spans.window(number) for number in (0, 5)] == [(start, start + 21_600), (start + 108_000, start + 129_600)]
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ("{first: tomorrow}", r"spans\.first: .*got 'tomorrow'"),
+        ("{first: 2026-11-01, drift: {hour_of_day: 1.5}}", r"spans\.drift\.hour_of_day: .*less than or equal to 1"),
+        ("{first: 2026-11-01, keep: 1}", r"spans\.keep: .*greater than or equal to 2"),
+        ("{frist: 2026-11-01}", r"spans\.frist: unknown key.*'first'.*rename it"),
+        ("{days: 2}", r"spans\.days: unknown key: remove it"),
+    ],
+)
+def test_bad_spans_name_key_and_bound(tmp_path, spans, expected):
+    with pytest.raises(ContractError, match=expected):
+        load(tmp_path, f"{GOOD}spans: {spans}\n")
