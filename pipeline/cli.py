@@ -313,6 +313,7 @@ def submit(
     spec: Annotated[Path, typer.Argument(help="What `shortlist compile` wrote.")],
     experiment: Annotated[str, typer.Option("--experiment", help="Made if there is none.")] = "shortlist",
     world: World = None,
+    models: Annotated[str | None, typer.Option("--models", help="Push destination; default: the spec's.")] = None,
     cron: Annotated[
         str | None, typer.Option("--cron", help='Again and again: six fields, as in "0 0 3 * * *" for 3:00.')
     ] = None,
@@ -321,7 +322,8 @@ def submit(
     with _log_to(Path("runs/submit.log")) as console:
         from pipeline import submit as submitting
 
-        kind, number = submitting.submit(spec, experiment, {"world": world} if world else None, cron)
+        given = {name: value for name, value in (("world", world), ("models", models)) if value}
+        kind, number = submitting.submit(spec, experiment, given, cron)
         console.print(f"Started {kind} {number} in experiment {experiment}", highlight=False)
 
 

@@ -13,20 +13,20 @@ from pipeline import training_pipeline
 from pipeline.config import KubeflowSettings, Resources, RunConfig
 from transform import contract as contracts
 
-WORLD = "world"  # the parameter of a spec that says where the tables are
+WORLD, MODELS = "world", "models"  # the parameters of a spec: where the tables are, and where models are pushed to
 
 
 def compile_spec(config: RunConfig, world: str, root: str, models: str, image: str) -> dict[str, Any]:
     """The PipelineJob of a run as a dictionary.
 
-    It has a parameter, `world`, so that one spec serves every day's data. What reads the world is never cached: the
-    engine cannot know whether the tables changed.
+    It has two parameters, `world` and `models`, so that one spec serves every day's data, and a trial as well as the
+    real thing. What reads the world is never cached: the engine cannot know whether the tables changed.
 
     Args:
         config: What to run.
         world: Folder of canonical tables that the cluster can read: the parameter's default.
         root: Folder of artifacts that the cluster can write.
-        models: Push destination that the cluster can write.
+        models: Push destination that the cluster can write: the parameter's default.
         image: Container image with Shortlist installed, best by digest (NAME@sha256:...).
 
     Raises:
@@ -39,21 +39,36 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
         kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True)
     )
     job: dict[str, Any] = runner.run(pipeline, write_out=False)
-    _open_to_world(job, world)
+    _open(job, {WORLD: world, MODELS: models})
     _settle(job["pipelineSpec"], config)
     return job
 
 
-def _open_to_world(job: dict[str, Any], world: str) -> None:
-    """Every constant that is the world becomes the parameter."""
-    root = job["pipelineSpec"]["root"]
-    root["inputDefinitions"] = {"parameters": {WORLD: {"parameterType": "STRING", "defaultValue": world}}}
-    job.setdefault("runtimeConfig", {})["parameterValues"] = {WORLD: world}
-    for task in root["dag"]["tasks"].values():
-        for value in task.get("inputs", {}).get("parameters", {}).values():
-            if value.get("runtimeValue", {}).get("constant") == world:
-                del value["runtimeValue"]
-                value["componentInputParameter"] = WORLD
+def _open(job: dict[str, Any], parameters: Mapping[str, str]) -> None:
+    """Every constant that is the value of a parameter, or has it in it, takes the parameter's."""
+    spec = job["pipelineSpec"]
+    declared = {name: {"parameterType": "STRING", "defaultValue": value} for name, value in parameters.items()}
+    spec["root"]["inputDefinitions"] = {"parameters": declared}
+    job.setdefault("runtimeConfig", {})["parameterValues"] = dict(parameters)
+    for task in spec["root"]["dag"]["tasks"].values():
+        given = task.get("inputs", {}).get("parameters", {})
+        for name, value in parameters.items():
+            for entry in [entry for entry in given.values() if value in str(_constant(entry))]:
+                if _constant(entry) == value:
+                    del entry["runtimeValue"]
+                    entry["componentInputParameter"] = name
+                    continue
+                # As KFP's own compiler does it: an input more, and its placeholder in the string.
+                more = f"pipelinechannel--{name}"
+                text = _constant(entry).replace(value, f"{{{{$.inputs.parameters['{more}']}}}}")
+                entry["runtimeValue"] = {"constant": text}
+                given[more] = {"componentInputParameter": name}
+                inputs = spec["components"][task["componentRef"]["name"]]["inputDefinitions"]
+                inputs["parameters"][more] = {"parameterType": "STRING"}
+
+
+def _constant(entry: Mapping[str, Any]) -> Any:
+    return entry.get("runtimeValue", {}).get("constant", "")
 
 
 def _settle(spec: dict[str, Any], config: RunConfig) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 EXECUTOR_INPUT = "{{$}}"
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +119,10 @@ def _executor_input(
         else entry["runtimeValue"]["constant"]
         for name, entry in inputs.get("parameters", {}).items()
     }
+    assert parameters.keys() <= component.get("inputDefinitions", {}).get("parameters", {}).keys()
+    for name, value in parameters.items():
+        if isinstance(value, str):  # as the driver does, in strings alone
+            parameters[name] = PLACEHOLDER.sub(lambda match: str(parameters[match[1]]), value)
     artifacts = {
         name: {"artifacts": done[source["producerTask"]][source["outputArtifactKey"]]}
         for name, source in ((n, entry["taskOutputArtifact"]) for n, entry in inputs.get("artifacts", {}).items())

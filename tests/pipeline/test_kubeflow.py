@@ -138,6 +138,23 @@ def test_the_world_is_a_parameter_wherever_it_is_read(job):
     assert json.dumps(root["dag"]).count("s3://bucket/worlds/movielens") == 0
 
 
+def test_where_models_are_pushed_to_is_a_parameter_wherever_it_occurs(job):
+    """Whole, or within a longer string, where it is a placeholder that KFP's driver fills."""
+    spec = job["pipelineSpec"]
+    default = spec["root"]["inputDefinitions"]["parameters"]["models"]["defaultValue"]
+    tasks = spec["root"]["dag"]["tasks"]
+    assert json.dumps(tasks).count(default) == 0
+    assert tasks["FeedAssembler"]["inputs"]["parameters"]["models"] == {"componentInputParameter": "models"}
+    pusher = tasks["Pusher"]["inputs"]["parameters"]
+    assert pusher["pipelinechannel--models"] == {"componentInputParameter": "models"}
+    filled = pusher["push_destination"]["runtimeValue"]["constant"].replace(
+        "{{$.inputs.parameters['pipelinechannel--models']}}", "gs://elsewhere"
+    )
+    assert json.loads(filled) == {"filesystem": {"base_directory": "gs://elsewhere/ranker"}}
+    declared = spec["components"]["Pusher"]["inputDefinitions"]["parameters"]
+    assert declared["pipelinechannel--models"] == {"parameterType": "STRING"}
+
+
 @pytest.mark.parametrize(
     "given", [{"cached": ["Trainr"]}, {"resources": {"Trainr": {}}}, {"beam_args": {"Trainr": []}}]
 )
