@@ -65,6 +65,11 @@ MODELS = {
     "kuairec": ("title", "MMoE", "MMoE + tags"),
     "movielens": ("title", "cover", "MMoE, cover", "MMoE", "MMoE + tags"),
 }
+# The order of the paper's Table I; and what learning from labels does to covers alone, which it does not have.
+ORDER = {
+    "kuairec": (("title", "MMoE"), ("MMoE", "MMoE + tags")),
+    "movielens": (("title", "cover"), ("cover", "MMoE"), ("MMoE", "MMoE + tags"), ("cover", "MMoE, cover")),
+}
 LEVELS = {"PC": clips.PRIMARY_CATEGORY, "SC": clips.SECONDARY_CATEGORY}
 PAPER = {
     "title": "1.0 / 2.4 / 32.7 / 71.1",
@@ -76,6 +81,15 @@ INTRODUCTION = """\
 Written by `benchmarks/topics.py`, whose docstring says what is done and how each model is trained. ARI and NMI are
 fractions (mean ± standard deviation over the seeds), PC of the primary and SC of the secondary class. The paper's
 column is of other data and prints "percentages" that exceed 100: its order is the claim."""
+
+
+ACCOUNT = """\
+What does not hold. *MovieLens, ARI of the secondary class*: titles and posters together fall below posters alone. Its
+secondary classes are whole sets of genres; ARI counts pairs of one class, and of all such pairs of MovieLens's films
+more than nine in ten are of the four largest sets (drama, comedy, horror, comedy with drama). NMI, which weighs every
+class, rises. *The distance ratio* (the paper's Fig. 3) falls where the paper's rises. It is of the clusters that
+K-means finds in each space, whatever they are: it says that they lie apart, and not that they agree with the editors'
+classes, which ARI and NMI say."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +144,13 @@ def main() -> None:
                 continue
             for name, measure in _run(part, data, seed, options):
                 results.add({"protocol": part, "side": "ours", "model": name, "seed": seed, **measure})
-                (options.results / "topics.md").write_text("\n".join(_page(results)), encoding="utf-8")
-                (options.results / "topics.svg").write_text(_figure(results), encoding="utf-8")
+                _write(results, options.results)
+    _write(results, options.results)
+
+
+def _write(results: table.Results, folder: Path) -> None:
+    (folder / "topics.md").write_text("\n".join(_page(results)), encoding="utf-8")
+    (folder / "topics.svg").write_text(_figure(results), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
@@ -334,9 +353,9 @@ def _page(results: table.Results) -> list[str]:
     lines += [f"Machine: {'; '.join(sorted({r['machine'] for r in rows}))}. Versions: {', '.join(versions)}.", ""]
     for part in (part for part in MODELS if any(row["protocol"] == part for row in rows)):
         lines += [f"## {part}", "", *_table(results, part), ""]
-        lines += [_holds(results, part, *pair) for pair in zip(MODELS[part], MODELS[part][1:], strict=False)]
+        lines += [_holds(results, part, *pair) for pair in ORDER[part]]
         lines.append("")
-    return [*lines, "![Distance ratios of ten clusterings](topics.svg)", ""]
+    return [*lines, ACCOUNT, "", "![Distance ratios of ten clusterings](topics.svg)", ""]
 
 
 def _table(results: table.Results, part: str) -> list[str]:
@@ -357,12 +376,16 @@ def _table(results: table.Results, part: str) -> list[str]:
 
 
 def _holds(results: table.Results, part: str, lower: str, higher: str) -> str:
-    values = [f"{metric} {level}" for metric in ("ARI", "NMI") for level in LEVELS]
-    gains = [(results.mean(part, "ours", higher, v), results.mean(part, "ours", lower, v)) for v in values]
-    if any(mean is None for pair in gains for mean in pair):
+    """How much each measure grows from one model to the next, in the mean and in how many of the seeds."""
+    low, high = ({row["seed"]: row for row in results.of(part, "ours", name)} for name in (lower, higher))
+    seeds = sorted(low.keys() & high.keys())
+    if not seeds:
         return f"- {lower} < {higher}: not run"
-    by = [f"{value} {high - low:+.4f}" for value, (high, low) in zip(values, gains, strict=True)]
-    holds = all(high > low for high, low in gains)
+    gains = {
+        v: [high[s][v] - low[s][v] for s in seeds] for v in (f"{m} {level}" for m in ("ARI", "NMI") for level in LEVELS)
+    }
+    by = [f"{v} {np.mean(g):+.4f} ({sum(x > 0 for x in g)} of {len(seeds)} seeds)" for v, g in gains.items()]
+    holds = all(np.mean(g) > 0 for g in gains.values())
     return f"- {'holds' if holds else '**does not hold**'}: {lower} < {higher}: {', '.join(by)}"
 
 
