@@ -41,7 +41,8 @@ def settings(at_least: float = 0.1) -> RunConfig:
 
 
 def job(world: str, folder: Path, config: RunConfig) -> dict:
-    return kubeflow.compile_spec(config, world, f"{folder}/root", f"{folder}/models", "example/shortlist@sha256:0")
+    """Compiled for another push destination, so that it is the parameter that decides."""
+    return kubeflow.compile_spec(config, world, f"{folder}/root", f"{folder}/nowhere", "example/shortlist@sha256:0")
 
 
 def scores(models: Path, examples: str) -> np.ndarray:
@@ -65,7 +66,10 @@ def engine(tmp_path_factory) -> Engine:
 
 @pytest.fixture(scope="module")
 def first(engine, world):
-    return engine.run(job(world, Path(engine.root).parent, settings()), "first"), list(engine.started)
+    folder = Path(engine.root).parent
+    done = engine.run(job(world, folder, settings()), "first", {"models": f"{folder}/models"})
+    assert not (folder / "nowhere").exists()
+    return done, list(engine.started)
 
 
 def test_the_spec_pushes_what_a_local_run_pushes(first, engine, world, tmp_path):
@@ -85,7 +89,7 @@ def test_the_spec_pushes_what_a_local_run_pushes(first, engine, world, tmp_path)
 def test_what_did_not_change_is_not_run_again_and_a_refused_model_is_not_pushed(first, engine, world):
     models = Path(engine.root).parent / "models"
     before = sorted(path.name for path in (models / "ranker").iterdir())
-    done = engine.run(job(world, models.parent, settings(at_least=0.999)), "second")
+    done = engine.run(job(world, models.parent, settings(at_least=0.999)), "second", {"models": str(models)})
     assert sorted(engine.skipped) == sorted(CACHED)
     assert done["Evaluator"]["blessing"][0]["metadata"]["blessed"] == 0
     assert sorted(path.name for path in (models / "ranker").iterdir()) == before

@@ -109,7 +109,10 @@ def test_a_recurring_run_is_never_two_at_a_time_and_catches_nothing_up(server, s
     assert int(recurring["max_concurrency"]) == 1
     assert recurring["no_catchup"] is True
     assert recurring["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
-    assert recurring["runtime_config"]["parameters"] == {"world": "s3://b/world", "models": "s3://b/models"}  # the default
+    assert recurring["runtime_config"]["parameters"] == {
+        "world": "s3://b/world",
+        "models": "s3://b/models",
+    }  # the default
 
 
 def test_the_token_of_the_environment_is_shown(server, spec, monkeypatch):
