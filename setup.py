@@ -16,6 +16,7 @@ INSTALL_REQUIRES = [
     "grpcio-health-checking",
     "grpcio-reflection",
     "jinja2",
+    "kubernetes",
     "markupsafe",
     "kfp==2.5.0",
     "kfp-server-api",

@@ -112,12 +112,14 @@ class KubeflowSettings(_Strict):
         cached: Components whose outputs may be an earlier run's, where all inputs are the same. What reads the world
             cannot know whether it changed: leave those out.
         beam_args: Of single components, instead of the run's.
+        training_jobs: By model, the file of a TFJob that trains it on several workers.
     """
 
     retries: int = Field(default=0, ge=0)
     resources: dict[str, Resources] = {}
     cached: tuple[str, ...] = ()
     beam_args: dict[str, tuple[str, ...]] = {}
+    training_jobs: dict[str, str] = {}
 
 
 class SpanSettings(_Strict):
@@ -200,6 +202,12 @@ class RunConfig(_Strict):
                 raise ValueError(f"{name} is there to learn topics with: add `topics: {{topics: 128}}`")
             if "cover_size" in self.models[name].model:
                 raise ValueError(f"{name}: the size of covers is a setting of `topics`: move cover_size there")
+        for name in self.kubeflow.training_jobs:
+            if name not in self.models or self.models[name].training.get("strategy") != "multi_worker":
+                raise ValueError(
+                    "kubeflow.training_jobs: expected models of the run with `training: {strategy: multi_worker}`, got "
+                    f"{name}"
+                )
         for name in (name for name in self.models if MODELS[name].frames):
             if self.frames is None:
                 raise ValueError(f"{name} needs to know what frames look like: add `frames: {{encoder: colours}}`")

@@ -13,6 +13,7 @@ from pipeline import training_pipeline
 from pipeline.config import KubeflowSettings, Resources, RunConfig
 from transform import contract as contracts
 
+IMAGE = "shortlist"  # stands for the image of the steps in manifests
 WORLD, MODELS = "world", "models"  # the parameters of a spec: where the tables are, and where models are pushed to
 
 
@@ -30,10 +31,11 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
         image: Container image with Shortlist installed, best by digest (NAME@sha256:...).
 
     Raises:
-        ContractError: `kubeflow` of the configuration names a step that there is not.
+        ContractError: `kubeflow` of the configuration names a step that there is not, or a file that is no TFJob.
     """
     contract = contracts.load(config.contract)
-    at = training_pipeline.Locations(world=world, fingerprint="", root=root, models=models)
+    jobs = {name: _training_job(path, image) for name, path in config.kubeflow.training_jobs.items()}
+    at = training_pipeline.Locations(world=world, fingerprint="", root=root, models=models, training_jobs=jobs)
     pipeline = training_pipeline.build(config, contract, at, judgements={}, cache=False)
     runner = kubeflow_v2_dag_runner.KubeflowV2DagRunner(
         kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True)
@@ -69,6 +71,24 @@ def _open(job: dict[str, Any], parameters: Mapping[str, str]) -> None:
 
 def _constant(entry: Mapping[str, Any]) -> Any:
     return entry.get("runtimeValue", {}).get("constant", "")
+
+
+def _training_job(path: str, image: str) -> dict[str, Any]:
+    """A TFJob with the image of the steps."""
+    content = contracts.parse_yaml(contracts.read_text(Path(path)), path)[1] if Path(path).is_file() else None
+    job: dict[str, Any] = content if isinstance(content, dict) else {}
+    try:
+        containers = [c for r in job["spec"]["tfReplicaSpecs"].values() for c in r["template"]["spec"]["containers"]]
+        fine = job["kind"] == "TFJob" and {"name", "namespace"} <= job["metadata"].keys()
+    except (KeyError, TypeError, AttributeError):
+        fine = False
+    if not fine:
+        raise contracts.ContractError(
+            f"{path}: expected a TFJob with name and namespace: start from kubeflow/manifests/training/tfjob.yaml"
+        )
+    for container in (c for c in containers if c.get("image") == IMAGE):
+        container["image"] = image
+    return job
 
 
 def _settle(spec: dict[str, Any], config: RunConfig) -> None:

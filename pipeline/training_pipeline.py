@@ -62,6 +62,7 @@ from transform.clip_settings import ClipSettings
 from transform.contract import Contract, Kind
 from transform.feed import FeedSettings
 
+HANDED_OVER = "components.trainer.workers.run_fn"
 _UNFIT = "the examples do not fit the schema of the contract: mend the data or the contract"
 _DRIFTED = "the examples are unlike those of the span before: mend the data, or allow the feature more in spans.drift"
 
@@ -79,6 +80,7 @@ class Locations:
         clips_fingerprint: As `fingerprint`, of the world's media.
         videos_fingerprint: As `fingerprint`, of the world's covers and frames.
         weights: By model, what the files that its settings name are known by, so that others train anew.
+        training_jobs: By model, the TFJob that trains it on several workers.
     """
 
     world: str
@@ -88,6 +90,7 @@ class Locations:
     clips_fingerprint: str = ""
     videos_fingerprint: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
+    training_jobs: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -387,8 +390,9 @@ def _model_nodes(name: str, run: _Run, stream: _Stream, transform: base_node.Bas
     model, entry = run.config.models[name], MODELS[name]
     examples, schema = stream.examples.outputs["examples"], stream.schema.outputs["schema"]
     of_covers = {"cover_size": run.config.topics.cover_size} if run.config.topics and stream.kind == "videos" else {}
+    job = run.at.training_jobs.get(name)
     trainer = Trainer(
-        run_fn=entry.run_fn,
+        run_fn=HANDED_OVER if job else entry.run_fn,
         examples=transform.outputs["transformed_examples"] if stream.kind == "impressions" else examples,
         raw_examples=examples,
         transform_graph=transform.outputs["transform_graph"],
@@ -400,6 +404,7 @@ def _model_nodes(name: str, run: _Run, stream: _Stream, transform: base_node.Bas
             "checkpoint_dir": f"{run.at.root}/checkpoints/{name}",
             "weights": run.at.weights.get(name, ""),
             "warm_start": run.span.warm_start.get(name, "") if run.span else "",
+            **({"training_job": job, "run_fn": entry.run_fn} if job else {}),
         },
         frames=stream.frames if entry.frames else None,
     )

@@ -9,6 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from components.trainer.workers import GROUP, KIND
 from serving.model_server import options
 
 ROOT = Path(__file__).parent.parent
@@ -129,3 +130,29 @@ def test_kubectl_builds_the_overlay(overlay):
     done = subprocess.run([*command, str(MANIFESTS / "overlays" / overlay)], capture_output=True, text=True, check=True)
     built = [document for document in yaml.safe_load_all(done.stdout) if document]
     assert "ConfigMap" in {document["kind"] for document in built}
+
+
+def test_workers_of_a_training_are_locked_down_and_found_by_the_operator():
+    job = yaml.safe_load((MANIFESTS / "training" / "tfjob.yaml").read_text())
+    pod = job["spec"]["tfReplicaSpecs"]["Worker"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["name"] == "tensorflow"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert {"requests", "limits"} <= container["resources"].keys()
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "worker"}, "spec": pod}, VERSIONS[-1], strict=True
+    )
+
+
+def test_the_role_of_a_training_allows_what_is_called_and_no_more():
+    role, binding = yaml.safe_load_all((MANIFESTS / "training" / "role.yaml").read_text())
+    for document in (role, binding):
+        kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+    (rule,) = role["rules"]
+    assert rule["apiGroups"] == [GROUP]
+    assert set(rule["resources"]) == {KIND, f"{KIND}/status"}
+    assert set(rule["verbs"]) == {"create", "get", "delete"}
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]

@@ -162,3 +162,39 @@ def test_settings_of_a_step_that_there_is_not_are_refused(given):
     settings = config.load("movielens").model_copy(update={"kubeflow": config.KubeflowSettings.model_validate(given)})
     with pytest.raises(ContractError, match=r"there is no step 'Trainr' \(did you mean 'Trainer'\?\)"):
         kubeflow.compile_spec(settings, "w", "r", "m", "i")
+
+
+TRAINING_JOB = str(Path(__file__).parents[2] / "kubeflow" / "manifests" / "training" / "tfjob.yaml")
+
+
+def on_workers(path: str) -> dict:
+    settings = config.load("movielens").model_dump(mode="json")
+    settings["models"]["ranker"]["training"]["strategy"] = "multi_worker"
+    settings["kubeflow"] = {"training_jobs": {"ranker": path}}
+    return kubeflow.compile_spec(
+        config.RunConfig.model_validate(settings), "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1"
+    )
+
+
+def test_a_training_on_several_workers_is_handed_over_with_the_image_of_the_steps():
+    given = on_workers(TRAINING_JOB)["pipelineSpec"]["root"]["dag"]["tasks"]["Trainer"]["inputs"]["parameters"]
+    assert given["run_fn"]["runtimeValue"]["constant"] == "components.trainer.workers.run_fn"
+    told = json.loads(given["custom_config"]["runtimeValue"]["constant"])
+    assert told["run_fn"] == "trainer.ranker.run_fn"
+    (container,) = told["training_job"]["spec"]["tfReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    assert (container["name"], container["image"]) == ("tensorflow", "example/shortlist:1")
+
+
+def test_a_file_that_is_no_training_job_is_refused(tmp_path):
+    (tmp_path / "job.yaml").write_text("kind: Job\n")
+    for path in (tmp_path / "job.yaml", tmp_path / "none.yaml"):
+        with pytest.raises(ContractError, match=r"expected a TFJob with name and namespace: start from kubeflow/"):
+            on_workers(str(path))
+
+
+def test_a_training_job_of_a_model_that_trains_alone_is_refused():
+    settings = config.load("movielens").model_dump(mode="json") | {
+        "kubeflow": {"training_jobs": {"ranker": TRAINING_JOB}}
+    }
+    with pytest.raises(ValueError, match=r"expected models of the run with `training: \{strategy: multi_worker\}`"):
+        config.RunConfig.model_validate(settings)

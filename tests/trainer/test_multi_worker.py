@@ -9,11 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
+
+from components.trainer import workers as training_workers
+from tests.components.training_operator import TrainingOperator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -42,7 +47,7 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def arguments(world: Any, folder: Path, model: dict, strategy: str, epochs: int = 3) -> str:
+def arguments(world: Any, folder: Path, model: dict, strategy: str, epochs: int = 3) -> dict:
     training = {"epochs": epochs, "batch_size": 48, "strategy": strategy, "patience": 9, "checkpoint_steps": 1}
     given = {
         "contract": world.contract.to_json(),
@@ -51,19 +56,23 @@ def arguments(world: Any, folder: Path, model: dict, strategy: str, epochs: int 
         "checkpoint_dir": str(folder / "checkpoint"),
     }
     places = {"model_run_dir": str(folder / "run"), "serving_model_dir": str(folder / "model")}
-    return json.dumps({**vars(world.fn_args), **places, "custom_config": given})
+    return {**vars(world.fn_args), **places, "custom_config": given}
 
 
-def start(run_fn: str, text: str, workers: int, folder: Path) -> list[subprocess.Popen]:
+def start(run_fn: str, given: dict, workers: int, folder: Path) -> list[subprocess.Popen]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "arguments.json").write_text(json.dumps({**given, "run_fn": run_fn}))
+    return start_workers([sys.executable, "-m", "trainer.worker", str(folder / "arguments.json")], workers, folder)
+
+
+def start_workers(command: list[str], workers: int, folder: Path) -> list[subprocess.Popen]:
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     processes = []
     for index in range(workers):
         place = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_USE_LEGACY_KERAS": "1"}
         environment |= {"TF_CONFIG": place} if workers > 1 else {}
-        folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"worker{index}.log", "ab") as log:
-            command = [sys.executable, str(Path(__file__).parent / "one_worker.py"), run_fn, text]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     return processes
 
@@ -99,8 +108,8 @@ def test_workers_that_were_killed_go_on_where_they_stopped(world, tmp_path):
         tmp_path / "whole",
     )
     folder = tmp_path / "killed"
-    text = arguments(world, folder, model, "multi_worker", 6)
-    processes = start(run_fn, text, 2, folder)
+    given = arguments(world, folder, model, "multi_worker", 6)
+    processes = start(run_fn, given, 2, folder)
     deadline = time.monotonic() + 300
     while not (folder / "run" / "history.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -109,6 +118,29 @@ def test_workers_that_were_killed_go_on_where_they_stopped(world, tmp_path):
         process.wait()
     before = json.loads((folder / "run" / "history.json").read_text())
     assert 1 <= len(before) < 6
-    after = finished(start(run_fn, text, 2, folder), folder)
+    after = finished(start(run_fn, given, 2, folder), folder)
     assert after[: len(before)] == before
     np.testing.assert_allclose([e["val_loss"] for e in after], [e["val_loss"] for e in whole], rtol=1e-4)
+
+
+def test_a_training_that_is_handed_over_is_that_of_the_workers_of_its_job(world, tmp_path, monkeypatch):
+    """The operator's part is played by a server that starts a process for each replica, as the job says."""
+    run_fn, model, _ = MODELS["ranker"]
+    job = yaml.safe_load((ROOT / "kubeflow" / "manifests" / "training" / "tfjob.yaml").read_text())
+    given = arguments(world, tmp_path, model, "multi_worker")
+    given["custom_config"] |= {"training_job": job, "run_fn": run_fn}
+
+    def play(body: dict) -> bool:
+        worker = body["spec"]["tfReplicaSpecs"]["Worker"]
+        (container,) = worker["template"]["spec"]["containers"]
+        command = [sys.executable, *container["command"][1:], *container["args"]]
+        finished(start_workers(command, worker["replicas"], tmp_path), tmp_path)
+        return True
+
+    with TrainingOperator(play) as operator:
+        operator.redirect(monkeypatch)
+        training_workers.run_fn(SimpleNamespace(**given))
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert len(history) == 3
+    assert tf.saved_model.contains_saved_model(str(tmp_path / "model"))
+    assert operator.jobs == {}  # deleted once it was done
