@@ -31,8 +31,8 @@ METRICS: dict[str, tuple[str, float, float | None, str]] = {
     "share_of_new": ("New videos", 0, 1, "share of the first 20 that the model was not trained with"),
     "index_recall": ("Index recall", 0, 1, "share of what reading the whole index puts first, 100, that is found"),
     "hits": ("HR@15", 0, 1, "share of what a user opened that is among the model's first 15 of all unopened videos"),
-    "ndcg_sampled": ("NDCG@15 of 1,000", 0, 1, "its place among 1,000 others, mean of ten draws"),
-    "hits_sampled": ("HR@15 of 1,000", 0, 1, "the same among 1,000 others, mean of ten draws"),
+    "ndcg_sampled": ("NDCG@15 of 1,000", 0, 1, "its place among 1,000 others (or all there are), mean of ten draws"),
+    "hits_sampled": ("HR@15 of 1,000", 0, 1, "the same among 1,000 others (or all there are), mean of ten draws"),
     "frame_hits_at_1": ("Frame hits@1", 0, 1, "share of liked frames that the model puts first of the video's own"),
     "frame_hits_at_1_popular": ("Frame hits@1, average user", 0, 1, "the same by the average user's taste"),
     "frame_hits_at_1_random": ("Frame hits@1, chance", 0, 1, "the same by chance"),
@@ -47,7 +47,7 @@ METRICS: dict[str, tuple[str, float, float | None, str]] = {
     "macro_recall": ("Recall (macro)", 0, 1, "mean over categories"),
     "recall": ("Recall", 0, 1, "share of a user's positives among the first, mean over users"),
 }
-CURVES = (("loss", "Loss"), ("auc", "AUC"), ("accuracy", "Accuracy"), ("score", "Hits"), ("recall", "Recall@20"))
+CURVES = (("loss", "Loss"), ("auc", "AUC"), ("accuracy", "Accuracy"), ("score", "Hits"), ("recall", "Recall"))
 
 
 @dataclass(frozen=True)
