@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,36 +42,37 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
         kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True)
     )
     job: dict[str, Any] = runner.run(pipeline, write_out=False)
-    _open(job, {WORLD: world, MODELS: models})
+    _open(job, world, models, root)
     _settle(job["pipelineSpec"], config)
     return job
 
 
-def _open(job: dict[str, Any], parameters: Mapping[str, str]) -> None:
-    """Every constant that is the value of a parameter, or has it in it, takes the parameter's."""
-    spec = job["pipelineSpec"]
+def _open(job: dict[str, Any], world: str, models: str, root: str) -> None:
+    """What reads the world, and what is pushed or served, follows the parameters.
+
+    A constant that is the value becomes the parameter. One that has a folder of the models in it gets, as KFP's own
+    compiler does it, an input more, and its placeholder in the string.
+    """
+    spec, parameters = job["pipelineSpec"], {WORLD: world, MODELS: models}
     declared = {name: {"parameterType": "STRING", "defaultValue": value} for name, value in parameters.items()}
     spec["root"]["inputDefinitions"] = {"parameters": declared}
-    job.setdefault("runtimeConfig", {})["parameterValues"] = dict(parameters)
+    job.setdefault("runtimeConfig", {})["parameterValues"] = parameters
+    below = re.compile(rf"(?<![^\"]){re.escape(models)}(?=/)(?!{re.escape(root.removeprefix(models))}/)")
+    more = f"pipelinechannel--{MODELS}"
+    placeholder = f"{{{{$.inputs.parameters['{more}']}}}}"
     for task in spec["root"]["dag"]["tasks"].values():
         given = task.get("inputs", {}).get("parameters", {})
-        for name, value in parameters.items():
-            for entry in [entry for entry in given.values() if value in str(_constant(entry))]:
-                if _constant(entry) == value:
-                    del entry["runtimeValue"]
-                    entry["componentInputParameter"] = name
-                    continue
-                # As KFP's own compiler does it: an input more, and its placeholder in the string.
-                more = f"pipelinechannel--{name}"
-                text = _constant(entry).replace(value, f"{{{{$.inputs.parameters['{more}']}}}}")
-                entry["runtimeValue"] = {"constant": text}
-                given[more] = {"componentInputParameter": name}
+        for entry in list(given.values()):
+            constant = entry.get("runtimeValue", {}).get("constant")
+            name = next((name for name, value in parameters.items() if constant == value), None)
+            if name:
+                del entry["runtimeValue"]
+                entry["componentInputParameter"] = name
+            elif isinstance(constant, str) and below.search(constant):
+                entry["runtimeValue"] = {"constant": below.sub(lambda _: placeholder, constant)}
+                given[more] = {"componentInputParameter": MODELS}
                 inputs = spec["components"][task["componentRef"]["name"]]["inputDefinitions"]
                 inputs["parameters"][more] = {"parameterType": "STRING"}
-
-
-def _constant(entry: Mapping[str, Any]) -> Any:
-    return entry.get("runtimeValue", {}).get("constant", "")
 
 
 def _training_job(path: str, image: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tfx.orchestration import metadata
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
 from components.clip_example_gen import media
+from components.impression_example_gen.executor import read_summary
 from components.serving_baseline.executor import served_version
 from components.world import files, tables
 from pipeline import spans, training_pipeline
@@ -90,7 +91,8 @@ class Run:
     served_after: dict[str, str] = field(default_factory=dict)  # once the run came to the end of a model
     span: int | None = None
     warm_start: dict[str, str] = field(default_factory=dict)  # by model, the SavedModel that training started from
-    statistics_of: dict[str, str] = field(default_factory=dict)  # by span that was not stopped, their folder
+    # Of the last spans that were pushed: the folder of their statistics, and from when on nothing was learned.
+    pushed_spans: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def write(self) -> None:
         """Writes `run.json`; a kill at any moment leaves the last one whole."""
@@ -140,13 +142,15 @@ def run(
     started = time.time()
     served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, *USED, FEED}}
     fingerprints = {"impressions": at.fingerprint, "clips": at.clips_fingerprint, "videos": at.videos_fingerprint}
-    shared = config.model_dump_json(exclude={"models"}), contract.to_json(), at.world, json.dumps(span and asdict(span))
+    shared = config.model_dump_json(exclude={"models"}), contract.to_json(), at.world
+    day = json.dumps(span and asdict(span))  # of no matter to models of clips and videos
+    days = {name: day if MODELS[name].examples == "impressions" else "" for name in config.models}
     inputs = {
-        name: inputs_key(*shared, model.model_dump_json(), fingerprints[MODELS[name].examples])
+        name: inputs_key(*shared, days[name], model.model_dump_json(), fingerprints[MODELS[name].examples])
         for name, model in config.models.items()
     }
     if config.feed:
-        inputs[FEED] = inputs_key(*shared, fingerprints["impressions"])
+        inputs[FEED] = inputs_key(*shared, day, fingerprints["impressions"])
     judgements = {name: judgement_key(last, name, inputs[name], served[name], started) for name in inputs}
     record = Run(
         id=folder.name,
@@ -163,7 +167,7 @@ def run(
         },
         span=span_number,
         warm_start=dict(span.warm_start) if span else {},
-        statistics_of=last.get("statistics_of", {}),
+        pushed_spans=last.get("pushed_spans", {}),
     )
     history = History(connection, config)
     record.artifacts = {name: {} for name in history.pushed}
@@ -194,13 +198,16 @@ def run(
 def _end_span(
     record: Run, span: training_pipeline.Span, keep: int, connection: proto.ConnectionConfig, console: Console
 ) -> None:
-    """Note the statistics, to which the next span is compared, and remove what old runs left."""
-    uri = artifact(asdict(record), "statistics")
-    if uri is not None:
-        record.statistics_of = {**record.statistics_of, str(span.number): uri}
-        record.statistics_of = dict(sorted(record.statistics_of.items(), key=lambda entry: int(entry[0]))[-keep:])
+    """Note what the next span needs of one that was pushed, and remove what old runs left."""
+    made = asdict(record)
+    statistics, examples = artifact(made, "statistics"), artifact(made, "examples")
+    if record.outcome == "pushed" and statistics and examples:
+        learned_until = read_summary(examples)["splits"].get("valid_from", span.window[1])
+        record.pushed_spans[str(span.number)] = {"statistics": statistics, "valid_from": learned_until}
+        record.pushed_spans = dict(sorted(record.pushed_spans.items(), key=lambda entry: int(entry[0]))[-keep:])
         record.write()
-    needed = {*span.warm_start.values(), span.known_vocabularies, *record.statistics_of.values()}
+    compared = {about["statistics"] for about in record.pushed_spans.values()}
+    needed = {*span.warm_start.values(), span.known_vocabularies, *compared}
     removed = spans.collect(connection, str(Path(record.models).parent), keep, needed)
     if removed:
         console.print(f"[dim]{removed} folders that only runs before the last {keep} had were removed[/]")

@@ -12,16 +12,16 @@ from ml_metadata.metadata_store import MetadataStore
 from tfx.dsl.io import fileio
 
 from components.serving_baseline.executor import served_version
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, SpanSettings
 from pipeline.models import MODELS
 from pipeline.training_pipeline import Span
-from transform.contract import Contract, ContractError
+from transform.contract import Contract, ContractError, Kind
 from transform.impressions import read_vocabularies, write_vocabularies
 from transform.warm_start import FOLDER
 
 
 def start(config: RunConfig, contract: Contract, number: int, last: Mapping[str, Any], root: str) -> Span:
-    """What a run of a span starts from: the models being served, and the statistics of the span before.
+    """What a run of a span starts from: the models being served, and what is known of the span before.
 
     A span that is run again starts from what it started from before, so that what did not change is in the cache.
 
@@ -33,34 +33,55 @@ def start(config: RunConfig, contract: Contract, number: int, last: Mapping[str,
         root: The run's folder; vocabularies are written into it.
 
     Raises:
-        ContractError: The configuration has no spans, or names features that are not in the contract.
+        ContractError: The configuration has no spans, compares features that cannot be, or a later span was pushed.
     """
     if config.spans is None:
         raise ContractError(
             f"--span {number}: expected spans in the configuration, got none: add `spans: {{first: 2026-01-01}}`"
         )
-    unknown = sorted(config.spans.drift.keys() - {feature.name for feature in contract.features})
-    if unknown:
-        raise ContractError(f"spans.drift: expected features of the contract, got {', '.join(unknown)}: rename them")
-    warm_start = dict(last.get("warm_start", {})) if last.get("span") == number else {}
-    if not warm_start or not all(fileio.isdir(model) for model in warm_start.values()):
-        warm_start = _served(config, f"{root}/models")
-    statistics = {int(span): uri for span, uri in last.get("statistics_of", {}).items() if fileio.isdir(uri)}
-    before = max((span for span in statistics if span < number), default=None)
+    _check_drift(config.spans, contract)
+    pushed = {int(span): about for span, about in last.get("pushed_spans", {}).items()}
+    if later := max((span for span in pushed if span > number), default=None):
+        raise ContractError(
+            f"--span {number}: span {later} was pushed from {root}, whose models know what came after: run it in a "
+            "folder of its own (--id)"
+        )
+    before = pushed.get(number - 1, {})
+    since, until = config.spans.window(number)
+    warm_start = _warm_start(config, number, last, f"{root}/models")
     return Span(
         number=number,
-        window=config.spans.window(number),
+        # What the span before was validated and tested on is learned now.
+        window=(min(since, before.get("valid_from", since)), until),
         warm_start=warm_start,
         known_vocabularies=_known_vocabularies(warm_start, root),
-        previous_statistics="" if before is None else statistics[before],
+        previous_statistics=before.get("statistics", ""),
     )
 
 
-def _served(config: RunConfig, models: str) -> dict[str, str]:
-    """The served models of impressions that left something to start from."""
+def _check_drift(spans: SpanSettings, contract: Contract) -> None:
+    fit = {f.name for f in contract.features if f.kind is not Kind.VECTOR}
+    unfit = sorted(spans.drift.keys() - fit)
+    if unfit:
+        raise ContractError(
+            f"spans.drift: expected features of the contract that are no vectors, got {', '.join(unfit)}: take them out"
+        )
+
+
+def _warm_start(config: RunConfig, number: int, last: Mapping[str, Any], models: str) -> dict[str, str]:
+    """The served models of impressions that left something to start from; of a span run again, those of before."""
     names = [name for name in config.models if MODELS[name].examples == "impressions"]
     paths = {name: f"{models}/{name}/{served_version(f'{models}/{name}')}" for name in names}
-    return {name: path for name, path in paths.items() if fileio.isdir(f"{path}/{FOLDER}")}
+    served = {name: path for name, path in paths.items() if fileio.isdir(f"{path}/{FOLDER}")}
+    if last.get("span") != number:
+        return served
+    started = {name: path for name, path in last["warm_start"].items() if name in names}
+    for path in started.values():
+        if not fileio.isdir(path):
+            raise ContractError(
+                f"{path}: span {number} started from this model, which is gone: go on with the next span"
+            )
+    return {**{name: path for name, path in served.items() if name not in last["config"]["models"]}, **started}
 
 
 def _known_vocabularies(warm_start: Mapping[str, str], root: str) -> str:
@@ -96,9 +117,6 @@ def collect(connection: proto.ConnectionConfig, root: str, keep: int, needed: se
     artifacts = store.get_artifacts()
     kept = {artifact.uri for artifact in artifacts if artifact.id in used} | needed
     old = [a for a in artifacts if a.state == proto.Artifact.LIVE and a.uri not in kept and a.uri.startswith(root)]
-    for artifact in old:
-        artifact.state = proto.Artifact.DELETED
-    store.put_artifacts(old)
     folders = {artifact.uri for artifact in old}
     for model in _children(f"{root}/models"):
         versions = sorted((path for path in _children(model) if path.rpartition("/")[2].isdigit()), key=_version)
@@ -107,6 +125,9 @@ def collect(connection: proto.ConnectionConfig, root: str, keep: int, needed: se
     removed = [folder for folder in folders - needed if fileio.isdir(folder)]
     for folder in removed:
         fileio.rmtree(folder)
+    for artifact in old:
+        artifact.state = proto.Artifact.DELETED
+    store.put_artifacts(old)
     return len(removed)
 
 

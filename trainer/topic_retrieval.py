@@ -12,7 +12,7 @@ B batch, U negatives drawn from the catalogue, V videos, D width of the vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,12 +23,12 @@ import tensorflow_transform as tft
 from pydantic import Field
 
 from trainer.data import READ_BATCH, Split, positives, read, records
-from trainer.export import write_warm_up
+from trainer.export import transformed, write_warm_up
 from trainer.inputs import Inputs, keras_inputs
 from trainer.keras_version import keras
 from trainer.layers.fields import IdDropout, MaskedMean, Present
 from trainer.layers.perceptron import perceptron
-from trainer.layers.recency import RecencyPooling, TopicShares
+from trainer.layers.recency import RecencyPooling, TopicShares, TopicTaste
 from trainer.layers.topic_index import IndexSettings
 from trainer.layers.vocabulary_embedding import VocabularyEmbedding
 from trainer.ranker import Deep
@@ -37,7 +37,8 @@ from trainer.settings import Settings
 from trainer.training import Objective, Tensors, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
 from trainer.warm_start import Earlier, keep, seen_in, starting_from
 from transform.contract import CATEGORICAL, Contract, Feature, Kind
-from transform.impressions import vocabulary_sizes
+from transform.impressions import vocabulary_entries, vocabulary_sizes
+from transform.schema import parse_spec
 
 # TFRS asks a tensor for its length, which AutoGraph alone understands; `trainer.training` keeps it from all of Keras.
 _RETRIEVAL_LOSS = tf.autograph.to_graph(tfrs.tasks.Retrieval.call, recursive=False)
@@ -144,7 +145,7 @@ def build_model(config: Config, contract: Contract, sizes: Mapping[str, int], vi
     key = contract.video_key.name
     of_query = {f.name: inputs[f.name] for f in query_features(contract) if _read(f, contract, config)}
     of_video = {f.name: inputs[f.name] for f in candidate_features(contract)}
-    topics = [part for part in [_topic_shares(config, contract, sizes, videos, of_query)] if part is not None]
+    topics = [part for part in [_topic_taste(config, contract, tables, videos, of_query)] if part is not None]
     query_tower = keras.Model(of_query, _unit(config, [*encode(of_query), *topics]), name="query")
     candidate_tower = keras.Model(of_video, _unit(config, encode(of_video)), name="candidate")
     drawn = UniformVideos({name: videos.columns[name] for name in of_video}, config.negatives)(inputs[key])
@@ -287,17 +288,22 @@ def _vector(
     return pooling((table(value), Present()(value)))
 
 
-def _topic_shares(
-    config: Config, contract: Contract, sizes: Mapping[str, int], videos: Videos, inputs: Inputs
+def _topic_taste(
+    config: Config,
+    contract: Contract,
+    tables: Mapping[str, VocabularyEmbedding],
+    videos: Videos,
+    inputs: Inputs,
 ) -> tf.Tensor | None:
     feature = topic_feature(contract)
     history = next(iter(contract.histories), None)
     if feature is None or feature.kind is not Kind.IDS or history is None:
         return None
     key, given = videos.columns[contract.video_key.name], videos.columns[feature.name]
-    table = np.zeros((sizes[str(contract.video_key.vocabulary)], given.shape[1]), np.int32)
-    table[key] = given
-    return TopicShares(table, sizes[str(feature.vocabulary)], config.recent_clicks)(inputs[history.name])
+    topics_of = np.zeros((len(videos.clicks), given.shape[1]), np.int32)
+    topics_of[key] = given
+    table = tables[str(feature.vocabulary)]
+    return TopicTaste(table)(TopicShares(topics_of, table.input_dim, config.recent_clicks)(inputs[history.name]))
 
 
 def _unit(config: Config, parts: list[tf.Tensor]) -> tf.Tensor:
@@ -322,6 +328,30 @@ def videos_of(train: Split, rows: int) -> Videos:
     return Videos(columns, clicks)
 
 
+def with_catalogue(
+    videos: Videos, files: Sequence[str], contract: Contract, transform_output: tft.TFTransformOutput
+) -> Videos:
+    """The videos of a split, and those of the catalogue that have a row: a day shows but a few of what is known.
+
+    Args:
+        videos: Of the split.
+        files: TFRecord files of examples of all videos.
+        contract: The features.
+        transform_output: What Transform wrote.
+    """
+    used, key = candidate_features(contract), contract.video_key.name
+    spec, layer = {f.name: parse_spec(contract)[f.name] for f in used}, transform_output.transform_features_layer()
+    parts = []
+    for chunk in records(files).batch(READ_BATCH):
+        rows = transformed(layer, contract, tf.io.parse_example(chunk, spec), tf.size(chunk))
+        parts.append({f.name: rows[f.name].numpy() for f in used})
+    known = len(vocabulary_entries(str(contract.video_key.vocabulary), transform_output))
+    catalogue = {f.name: np.concatenate([part[f.name] for part in parts]) for f in used}
+    new = (catalogue[key] > 0) & (catalogue[key] <= known) & ~np.isin(catalogue[key], videos.columns[key])
+    columns = {name: np.concatenate([column, catalogue[name][new]]) for name, column in videos.columns.items()}
+    return videos._replace(columns=columns)
+
+
 def run_fn(fn_args: Any) -> None:
     """Trains the towers and exports them with an index of the whole catalogue: what TFX's Trainer calls.
 
@@ -340,15 +370,18 @@ def run_fn(fn_args: Any) -> None:
     valid = read(fn_args.eval_files, feature_spec, contract, training.memory_bytes)
     sizes, earlier = vocabulary_sizes(contract, transform_output), Earlier.of(fn_args, contract, transform_output)
     videos = videos_of(train, sizes[str(contract.video_key.vocabulary)])
+    files = sorted(tf.io.gfile.glob(fn_args.catalogue_files))
+    if earlier:
+        videos = with_catalogue(videos, files, contract, transform_output)
     build = starting_from(earlier, partial(build_model, config, contract, sizes, videos))
     aim, checkpoint_dir = objective(config, contract, videos), resumable_folder(fn_args, train, valid)
     clicks = positives(train)
     model = fit(build, clicks, positives(valid), aim, training, strategy, checkpoint_dir, fn_args.model_run_dir)
     if earlier:
-        earlier.put_back(model, seen_in(clicks, sizes))
+        earlier.put_back(model, seen_in(train, sizes))
     if is_chief():
         sample, _, _ = next(iter(clicks.epochs(0, 1, min(READ_BATCH, clicks.rows), training.seed, READ_BATCH)))
-        catalogue = records(sorted(tf.io.gfile.glob(fn_args.catalogue_files))).as_numpy_iterator()
+        catalogue = records(files).as_numpy_iterator()
         export(model, contract, transform_output, catalogue, sample, config.index, fn_args.serving_model_dir)
         write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
         keep(model, contract, transform_output, fn_args.serving_model_dir)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,11 +18,9 @@ import tensorflow_transform as tft
 from trainer.data import READ_BATCH, Split
 from trainer.keras_version import keras
 from trainer.layers.vocabulary_embedding import VocabularyEmbedding
-from transform.contract import Contract
+from transform.contract import Contract, ContractError
 from transform.impressions import read_vocabularies, vocabulary_entries, write_vocabularies
 from transform.warm_start import FOLDER
-
-log = logging.getLogger(__name__)
 
 _WEIGHTS, _ABOUT = "weights.npz", "weights.json"
 
@@ -60,7 +57,7 @@ def keep(
         file.write(buffer.getvalue())
     buckets = {name: vocabulary.oov_buckets for name, vocabulary in contract.vocabularies.items()}
     with tf.io.gfile.GFile(f"{folder}/{_ABOUT}", "w") as file:
-        file.write(json.dumps({"tables": _tables(model), "buckets": buckets}))
+        file.write(json.dumps({"features": _features(contract), "tables": _tables(model), "buckets": buckets}))
 
 
 class Earlier:
@@ -70,14 +67,19 @@ class Earlier:
         saved_model: Its folder, in which `keep` wrote.
         contract: Today's features.
         transform_output: What Transform wrote today.
+
+    Raises:
+        ContractError: It learned from other features.
     """
 
     def __init__(self, saved_model: str, contract: Contract, transform_output: tft.TFTransformOutput) -> None:
         self._from, folder = saved_model, f"{saved_model}/{FOLDER}"
         self._contract, self._output = contract, transform_output
-        self._entries = read_vocabularies(folder)
+        self._entries, self._rows = read_vocabularies(folder), dict[str, np.ndarray]()
         with tf.io.gfile.GFile(f"{folder}/{_ABOUT}") as file:
             self._about = json.loads(file.read())
+        if self._about["features"] != _features(contract):
+            raise self._misfit("features")
         with tf.io.gfile.GFile(f"{folder}/{_WEIGHTS}", "rb") as file, np.load(io.BytesIO(file.read())) as arrays:
             self._arrays = {name: arrays[name] for name in arrays.files}
 
@@ -88,35 +90,43 @@ class Earlier:
         return cls(saved_model, contract, transform_output) if saved_model else None
 
     def take_over(self, model: keras.Model) -> None:
-        """Give a model what was learned; one of other settings stays as it is."""
-        if not self._fits(model):
-            log.warning("%s is of other settings or features: training starts anew", self._from)
-            return
+        """Give a model what was learned.
+
+        Raises:
+            ContractError: It is of other settings.
+        """
+        if _tables(model) != [_Table(name, tuple(shape)) for name, shape in self._about["tables"]]:
+            raise self._misfit("settings")
         start = model.get_weights()
         model.set_weights([self._value(i, table, start[i]) for i, table in enumerate(_tables(model))])
 
     def put_back(self, model: keras.Model, seen: Mapping[str, np.ndarray]) -> None:
         """Give ids that the training did not see the rows that they had: penalties have pulled at all of them.
 
+        Ids that nobody ever saw (other models know them) have that of a bucket: such rows were trained for strangers.
+
         Args:
             model: After the training.
             seen: See `seen_in`.
         """
-        if not self._fits(model):
-            return
         weights = model.get_weights()
         for number, table in enumerate(_tables(model)):
             if table.vocabulary:
-                unseen = ~seen[table.vocabulary]
-                weights[number][unseen] = self._value(number, table, weights[number])[unseen]
+                trained, unseen = weights[number], ~seen[table.vocabulary]
+                strange = unseen & (self._earlier_rows(table.vocabulary, len(trained)) < 0)
+                trained[unseen] = self._value(number, table, trained)[unseen]
+                trained[strange] = trained[len(vocabulary_entries(table.vocabulary, self._output)) + 1]
         model.set_weights(weights)
 
     def met(self, vocabulary: str, rows: int) -> np.ndarray:
         """Bool [rows]: what `keep` was told, by today's rows."""
         return self._taken(self._arrays[f"met_{vocabulary}"], vocabulary, np.zeros(rows, bool))
 
-    def _fits(self, model: keras.Model) -> bool:
-        return _tables(model) == [_Table(name, tuple(shape)) for name, shape in self._about["tables"]]
+    def _misfit(self, what: str) -> ContractError:
+        return ContractError(
+            f"{self._from}: expected a model of the same {what} to go on from, got one of others: run once without "
+            "--span, or go back to what they were"
+        )
 
     def _value(self, number: int, table: _Table, start: np.ndarray) -> np.ndarray:
         before = self._arrays[f"w{number}"]
@@ -124,22 +134,30 @@ class Earlier:
 
     def _taken(self, before: np.ndarray, vocabulary: str, start: np.ndarray) -> np.ndarray:
         """`start` with the rows of all ids that there were."""
-        entries, known = vocabulary_entries(vocabulary, self._output), self._entries.get(vocabulary, [])
-        position = {entry: row for row, entry in enumerate(known, start=1)}
-        rows = np.full(len(start), -1)
-        rows[0] = 0
-        rows[1 : len(entries) + 1] = [position.get(entry, -1) for entry in entries]
-        buckets = self._contract.vocabularies[vocabulary].oov_buckets
-        if buckets == self._about["buckets"].get(vocabulary):  # an id falls into the same one of as many
-            rows[len(entries) + 1 :] = np.arange(len(known) + 1, len(known) + 1 + buckets)
-        taken = start.copy()
+        rows, taken = self._earlier_rows(vocabulary, len(start)), start.copy()
         taken[rows >= 0] = before[rows[rows >= 0]]
         return taken
 
+    def _earlier_rows(self, vocabulary: str, count: int) -> np.ndarray:
+        """[count]: the row that each of today's had, -1 for new ones."""
+        if vocabulary not in self._rows:
+            entries, known = vocabulary_entries(vocabulary, self._output), self._entries.get(vocabulary, [])
+            position = {entry: row for row, entry in enumerate(known, start=1)}
+            rows = np.full(count, -1)
+            rows[0] = 0
+            rows[1 : len(entries) + 1] = [position.get(entry, -1) for entry in entries]
+            buckets = self._contract.vocabularies[vocabulary].oov_buckets
+            if buckets == self._about["buckets"].get(vocabulary):  # an id falls into the same one of as many
+                rows[len(entries) + 1 :] = np.arange(len(known) + 1, len(known) + 1 + buckets)
+            self._rows[vocabulary] = rows
+        return self._rows[vocabulary]
+
 
 def seen_in(split: Split, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """By vocabulary, bool [rows]: which occur in a split."""
+    """By vocabulary, bool [rows]: which occur in a split; and the buckets, which ids that are dropped out train."""
     seen = {vocabulary: np.zeros(rows, bool) for vocabulary, rows in sizes.items()}
+    for vocabulary, rows in seen.items():
+        rows[len(rows) - split.contract.vocabularies[vocabulary].oov_buckets :] = True
     features = [f for f in split.contract.inputs if f.vocabulary is not None]
     for inputs, _, _ in split.in_order(READ_BATCH).as_numpy_iterator():
         for feature in features:
@@ -157,6 +175,11 @@ def starting_from(earlier: Earlier | None, build: Callable[[], keras.Model]) -> 
         return model
 
     return make
+
+
+def _features(contract: Contract) -> list[list[Any]]:
+    """What a model's inputs are, in order."""
+    return [[f.name, f.kind.value, f.vocabulary, f.scale.value if f.scale else None] for f in contract.inputs]
 
 
 def _tables(model: keras.Model) -> list[_Table]:

@@ -34,7 +34,10 @@ class Executor(base_executor.BaseExecutor):
         """
         (artifact,) = input_dict["anomalies"]
         lines = []
-        for path in sorted(fileio.glob(os.path.join(artifact.uri, "Split*", DEFAULT_FILE_NAME))):
+        paths = sorted(fileio.glob(os.path.join(artifact.uri, "Split*", DEFAULT_FILE_NAME)))
+        if not paths:
+            raise FileNotFoundError(f"{artifact.uri}: expected {DEFAULT_FILE_NAME} of each split, got none")
+        for path in paths:
             split = os.path.basename(os.path.dirname(path)).partition("-")[2].partition("_")[0]
             with fileio.open(path, "rb") as file:
                 lines += describe(anomalies_pb2.Anomalies.FromString(file.read()), split)

@@ -356,8 +356,8 @@ def _describe(examples: types.Artifact, summary: dict[str, Any], world: str) -> 
         raise ContractError(
             f"{world}: expected impressions in every split, got none in {', '.join(empty)} (rows {rows}, neutral "
             f"{summary['neutral']}, outside the span {summary['outside_span']}, rejected {summary['rejected']}): bring "
-            "more interactions, change the fractions of `splits`, or check positive_above and negative_below of the "
-            "label"
+            "more interactions, change the fractions of `splits` or where `spans` start, or check positive_above and "
+            "negative_below of the label"
         )
 
 

@@ -152,13 +152,14 @@ def pushed(record: local_runner.Run) -> Path:
     return Path(record.models) / "ranker" / record.served_version["ranker"]
 
 
-def test_a_span_has_the_rows_of_its_day(first, second, world):
-    events = tables.read_table(world, "interactions")
-    since, length = span_of(events)
-    for record in (first, second):
+def test_a_span_has_the_rows_of_its_day_and_those_that_the_day_before_was_judged_on(first, second, world):
+    at = tables.read_table(world, "interactions")["at"].to_numpy()
+    since, length = span_of(tables.read_table(world, "interactions"))
+    tail = first.pushed_spans["0"]["valid_from"]
+    assert since + 0.7 * length < tail < since + 0.9 * length
+    for record, start in ((first, since), (second, tail)):
         rows = next(step.rows for step in record.steps if step.name == "ImpressionExampleGen")
-        number = (events["at"].to_numpy() - since) // length
-        assert rows == int((number == record.span).sum())
+        assert rows == int(((at >= start) & (at < since + (record.span + 1) * length)).sum())
 
 
 def test_the_second_day_goes_on_from_the_model_of_the_first(first, second, third):
@@ -166,8 +167,9 @@ def test_the_second_day_goes_on_from_the_model_of_the_first(first, second, third
     assert second.warm_start == {"ranker": str(pushed(first))}
     assert third.warm_start == {"ranker": str(pushed(second))}
     # Who did not come again is known as before, though nothing of the second day told of them.
+    assert np.abs(row_of(pushed(second), "visitor") - row_of(pushed(first), "visitor")).max() > 1e-4  # the first's tail
     np.testing.assert_array_equal(row_of(pushed(second), "visitor"), row_of(pushed(third), "visitor"))
-    assert np.abs(row_of(pushed(third), "newcomer")).max() > 0
+    assert b"newcomer" not in read_vocabularies(str(pushed(first) / FOLDER))["user_id"]
 
 
 def test_new_ids_have_rows_behind_those_that_keep_theirs(second, third):
@@ -176,9 +178,15 @@ def test_new_ids_have_rows_behind_those_that_keep_theirs(second, third):
     assert b"newcomer" in before
 
 
-def test_drift_stops_the_run_before_anything_is_trained(drifted, settings, folder):
+def test_drift_stops_the_run_before_anything_is_trained(drifted, bad, third, folder):
     assert "the examples are unlike those of the span before" in drifted
     assert "train, feature 'primary_category'" in drifted
+    store = MetadataStore(metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite")))
+    by_node = {
+        context.name: len(store.get_executions_by_context(context.id)) for context in store.get_contexts_by_type("node")
+    }
+    assert by_node["daily.AnomalyGate.drift"] == 3  # of the third day in three forms, of which two went on
+    assert by_node["daily.Trainer"] == 4
 
 
 def test_a_bad_day_is_refused_and_the_day_before_stays_served(bad, second, third):
@@ -209,6 +217,19 @@ def test_a_span_that_is_run_again_comes_from_the_cache(third, settings, world, f
     again = run(settings, world, folder, 2)
     assert all(step.cached for step in again.steps)
     assert again.served_version == third.served_version
+
+
+def test_a_span_before_one_that_was_pushed_is_refused(third, settings, world, folder):
+    with pytest.raises(ContractError, match=r"--span 1: span 2 was pushed from .*: run it in a folder of its own"):
+        run(settings, world, folder, 1)
+
+
+def test_drift_of_what_cannot_be_compared_is_refused(settings, world, tmp_path):
+    spans = settings.spans.model_copy(update={"drift": {"look_vector": 0.1, "duration": 0.1}})
+    with pytest.raises(
+        ContractError, match=r"spans\.drift: expected features .*, got duration, look_vector: take them out"
+    ):
+        run(settings.model_copy(update={"spans": spans}), world, tmp_path / "runs", 0)
 
 
 def test_a_configuration_without_spans_is_told_so(world, tmp_path):

@@ -13,9 +13,18 @@ import tensorflow as tf
 from trainer import retrieval_export, topic_retrieval
 from trainer.data import Split
 from trainer.keras_version import keras
-from trainer.layers.recency import RecencyPooling, TopicShares
+from trainer.layers.recency import RecencyPooling, TopicShares, TopicTaste
 from trainer.retrieval_export import rebuild
-from trainer.topic_retrieval import Config, TwoTowers, Videos, build_model, measure, objective, sampling_probability
+from trainer.topic_retrieval import (
+    Config,
+    TwoTowers,
+    Videos,
+    build_model,
+    measure,
+    objective,
+    sampling_probability,
+    with_catalogue,
+)
 from transform.contract import ContractError, Kind, load
 
 SMALL = {"embedding_width": 6, "width": 4, "deep": {"units": (5,)}, "negatives": 3}
@@ -185,6 +194,25 @@ def test_only_clicks_are_trained_on(world: Any):
     none = {**world.transformed, "clicked": np.zeros(240, np.float32)}
     with pytest.raises(ContractError, match="expected positive impressions in train, got 240 negative ones"):
         topic_retrieval.positives(Split(world.contract, ("train",), {}, 240, none))
+
+
+def test_a_day_knows_the_videos_of_the_catalogue_that_have_a_row(world: Any, videos: Videos):
+    files = tf.io.gfile.glob(world.fn_args.catalogue_files)
+    one = videos._replace(columns={name: column[:1] for name, column in videos.columns.items()})
+    found = with_catalogue(one, files, world.contract, world.output)
+    order = np.argsort(found.columns["video_id"])
+    assert found.columns.keys() == videos.columns.keys()
+    for name in ("video_id", "author", "title", "look"):  # sound differs from impression to impression here
+        np.testing.assert_allclose(found.columns[name][order], videos.columns[name], atol=1e-6, err_msg=name)
+
+
+def test_a_new_topic_leaves_the_taste_for_others_where_it_was():
+    table = keras.layers.Embedding(5, 2)
+    table.build(None)
+    taste = TopicTaste(table)(tf.constant([[0.25, 0.75, 0, 0, 0], [0, 0, 0, 0, 0.0]]))
+    rows = table.get_weights()[0]
+    # Shares begin with row 1: a quarter of row 1 and three quarters of row 2; of no topics, zeros.
+    np.testing.assert_allclose(taste, [0.25 * rows[1] + 0.75 * rows[2], [0, 0]], atol=1e-6)
 
 
 def test_signatures_are_those_of_the_interface(exported: str):

@@ -1,6 +1,6 @@
 """A training goes on where an earlier one ended: every id keeps what was learned of it, whatever row it has now."""
 
-import logging
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import ranker, topic_retrieval, warm_start
+from trainer import ranker, topic_retrieval
 from trainer.data import Split
 from trainer.ranker import Config, build_model
 from trainer.warm_start import Earlier, keep, seen_in, starting_from
+from transform.contract import ContractError
 from transform.impressions import vocabulary_entries
 
 SMALL = Config(architecture="wide_and_deep", embedding_width=3, deep={"units": (4,)})
@@ -71,17 +72,21 @@ def test_rows_follow_their_ids_and_new_ids_start_as_in_any_training(world: Any, 
 
 
 def test_ids_that_the_training_did_not_see_keep_what_was_learned_of_them(world: Any, earlier: SimpleNamespace):
-    """A penalty pulls at every row; here it is played by a model of zeros."""
-    now = Vocabularies(video_id=[b"new", b"v3", b"v1"])
+    """A penalty pulls at every row; here it is played by a model of ones. What nobody ever saw is as any stranger."""
+    now = Vocabularies(video_id=[b"new", b"v3", b"v1", b"others know it"])
     trained = build_model(SMALL, world.contract, now.sizes)
-    trained.set_weights([np.zeros_like(weight) for weight in trained.get_weights()])
+    trained.set_weights([np.ones_like(weight) for weight in trained.get_weights()])
     seen = {name: np.ones(rows, bool) for name, rows in now.sizes.items()}
-    seen["video_id"] = np.array([True, True, False, True, False])
+    seen["video_id"] = np.array([True, True, False, True, False, True])
+    bucket = trained.get_layer("embedding_video_id").get_weights()[0]
+    bucket[5] = 7
+    trained.get_layer("embedding_video_id").set_weights([bucket])
     Earlier(earlier.folder, world.contract, now).put_back(trained, seen)
     before = earlier.model.get_layer("embedding_video_id").get_weights()[0]
-    expected = np.stack([0 * before[0], 0 * before[0], before[3], 0 * before[0], before[4]])
+    one, stranger = np.ones(3), np.full(3, 7.0)
+    expected = np.stack([one, one, before[3], one, stranger, stranger])
     np.testing.assert_array_equal(trained.get_layer("embedding_video_id").get_weights()[0], expected)
-    assert not trained.get_layer("embedding_user_id").get_weights()[0].any()
+    assert (trained.get_layer("embedding_user_id").get_weights()[0] == 1).all()
 
 
 def test_what_a_split_tells_of_is_seen(world: Any):
@@ -90,8 +95,9 @@ def test_what_a_split_tells_of_is_seen(world: Any):
     seen = seen_in(Split(world.contract, (), {}, 1, columns), world.sizes)
     for vocabulary, given in (("user_id", [row["user_id"]]), ("video_id", [row["video_id"], *row["history"]])):
         entries = vocabulary_entries(vocabulary, world.output)
-        names = {entries[i - 1].decode() for i in np.flatnonzero(seen[vocabulary]) if i}
+        names = {entries[i - 1].decode() for i in np.flatnonzero(seen[vocabulary][:-1]) if i}
         assert names == set(given)
+        assert seen[vocabulary][-1]  # the bucket, which ids that are dropped out train
 
 
 def test_marks_follow_their_ids(world: Any, earlier: SimpleNamespace):
@@ -110,15 +116,14 @@ def test_buckets_of_another_number_start_anew(world: Any, earlier: SimpleNamespa
     np.testing.assert_array_equal(model.get_layer("embedding_video_id").get_weights()[0][4:], fresh[4:])
 
 
-def test_other_settings_start_anew_and_say_so(world: Any, earlier: SimpleNamespace, caplog: pytest.LogCaptureFixture):
+def test_a_model_of_other_settings_or_features_is_refused(world: Any, earlier: SimpleNamespace):
     wider = SMALL.model_copy(update={"embedding_width": 5})
-    built = build_model(wider, world.contract, Vocabularies().sizes)
-    before = built.get_weights()
-    with caplog.at_level(logging.WARNING, warm_start.__name__):
-        starting_from(Earlier(earlier.folder, world.contract, Vocabularies()), lambda: built)()
-    assert "other settings or features: training starts anew" in caplog.text
-    for one, other in zip(built.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(one, other)
+    build = partial(build_model, wider, world.contract, Vocabularies().sizes)
+    with pytest.raises(ContractError, match=r"expected a model of the same settings to go on from, .*without --span"):
+        starting_from(Earlier(earlier.folder, world.contract, Vocabularies()), build)()
+    fewer = tuple(f for f in world.contract.features if f.name != "sound")
+    with pytest.raises(ContractError, match="expected a model of the same features"):
+        Earlier(earlier.folder, world.contract.model_copy(update={"features": fewer}), Vocabularies())
 
 
 @pytest.mark.parametrize(

@@ -56,3 +56,21 @@ class TopicShares(keras.layers.Layer):
         counts = tf.math.bincount(flat, minlength=self.rows + 1, maxlength=self.rows + 1, dtype=tf.float32, axis=-1)
         counts = tf.ensure_shape(counts[:, 1:], [None, self.rows])
         return tf.math.divide_no_nan(counts, tf.reduce_sum(counts, axis=1, keepdims=True))
+
+
+class TopicTaste(keras.layers.Layer):
+    """The mean vector of the topics of a user's last clicks, each weighed by its share of them.
+
+    Attributes:
+        table: Vectors of topics, row 0 for none. By rows rather than by a matrix of T columns, so that a topic that is
+            new leaves those of the others where they are.
+    """
+
+    def __init__(self, table: keras.layers.Embedding) -> None:
+        super().__init__()
+        self.table = table
+
+    def call(self, shares: tf.Tensor) -> tf.Tensor:
+        """[B, T], as `TopicShares` gives them, to [B, D]."""
+        rows = tf.range(1, self.table.input_dim)
+        return tf.matmul(tf.cast(shares[:, :-1], self.compute_dtype), self.table(rows))

@@ -35,7 +35,8 @@ class Acf(Bpr):
                 "add `source: derived.user_history`, or choose another architecture"
             )
         self.history, units = shape.history, config.attention_units
-        self.frames, self.mask = (tf.Variable(part, trainable=False) for part in (shape.frames, shape.mask))
+        # Tensors and no weights: they are of the videos, and nothing of them is learned.
+        self.frames, self.mask = tf.constant(shape.frames), tf.constant(shape.mask)
         self.auxiliary = shape.table_of_videos(config.width, "auxiliary")
         self.component = _Attention(units, "component_attention")
         self.item = _Attention(units, "item_attention")
