@@ -81,7 +81,7 @@ def changed(world: str, to: Path, change: Callable[[pa.Table, np.ndarray], pa.Ta
 def settings(world: str) -> RunConfig:
     first, length = span_of(tables.read_table(world, "interactions"))
     spans = SpanSettings(
-        first=first, hours=length / 3600, drift={"primary_category": 0.3, "duration_seconds": 0.3}, keep=2
+        first=first, hours=length / 3600, drift={"primary_category": 0.15, "duration_seconds": 0.3}, keep=2
     )
     return SETTINGS.model_copy(update={"spans": spans})
 
