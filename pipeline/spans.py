@@ -40,13 +40,13 @@ def start(config: RunConfig, contract: Contract, number: int, last: Mapping[str,
             f"--span {number}: expected spans in the configuration, got none: add `spans: {{first: 2026-01-01}}`"
         )
     _check_drift(config.spans, contract)
-    pushed = {int(span): about for span, about in last.get("pushed_spans", {}).items()}
+    pushed = {int(span): about for span, about in last.get("pushed_spans", {}).items() if int(span) != number}
     if later := max((span for span in pushed if span > number), default=None):
         raise ContractError(
             f"--span {number}: span {later} was pushed from {root}, whose models know what came after: run it in a "
             "folder of its own (--id)"
         )
-    before = pushed.get(number - 1, {})
+    before, last_pushed = pushed.get(number - 1, {}), pushed.get(max(pushed, default=-1), {})
     since, until = config.spans.window(number)
     warm_start = _warm_start(config, number, last, f"{root}/models")
     return Span(
@@ -55,7 +55,7 @@ def start(config: RunConfig, contract: Contract, number: int, last: Mapping[str,
         window=(min(since, before.get("valid_from", since)), until),
         warm_start=warm_start,
         known_vocabularies=_known_vocabularies(warm_start, root),
-        previous_statistics=before.get("statistics", ""),
+        previous_statistics=last_pushed.get("statistics", ""),  # a day that was refused is no measure
     )
 
 

@@ -1,6 +1,7 @@
 """What a cluster is given: valid by Kubernetes' schemas, locked down, and served with the flags of either server."""
 
 import copy
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -138,6 +139,9 @@ def test_workers_of_a_training_are_locked_down_and_found_by_the_operator():
     (container,) = pod["containers"]
     assert container["name"] == "tensorflow"
     assert pod["securityContext"]["runAsNonRoot"] is True
+    # Kubernetes refuses an image whose user is a name where none is given by number.
+    user = re.findall(r"^USER (\d+):\d+$", (ROOT / "kubeflow" / "Dockerfile").read_text(), re.MULTILINE)
+    assert user == [str(pod["securityContext"]["runAsUser"])]
     assert pod["automountServiceAccountToken"] is False
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}

@@ -1,12 +1,14 @@
 """Hands a training over to several workers: a TFJob of Kubeflow's training operator, which this step waits for.
 
 The operator starts a pod for each worker and tells it the others in TF_CONFIG; `python -m trainer.worker` calls the
-model's own `run_fn` in each. A pod that dies is started again, and all go on from the last checkpoint. If this step is
-tried again, it waits for the job that there is.
+model's own `run_fn` in each. A pod that dies is started again, and all go on from the last checkpoint. A job is named
+by where its arguments are: if this step is tried again, it waits for the job that there is, and no other run's is taken
+for its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -17,6 +19,7 @@ import kubernetes
 from tfx.dsl.io import fileio
 
 GROUP, VERSION, KIND = "kubeflow.org", "v1", "tfjobs"
+CONTAINER = "tensorflow"  # by this name the operator finds a worker's
 ARGUMENTS = "arguments.json"
 _GIVEN = (
     "train_files",
@@ -30,7 +33,8 @@ _GIVEN = (
     "custom_config",
 )
 _POLL_SECONDS = 5.0
-_CONFLICT = 409
+_TRIES = 10
+_GONE = 404
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ def run_fn(fn_args: Any) -> None:
             its workers are given the path of their arguments) and `run_fn` (the model's).
 
     Raises:
-        TrainingJobError: The job failed, or one of another run has its name.
+        TrainingJobError: The job failed.
     """
     given = dict(fn_args.custom_config)
     job, function = given.pop("training_job"), given.pop("run_fn")
@@ -61,42 +65,66 @@ def run_fn(fn_args: Any) -> None:
 
 
 def _with_arguments(job: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The job whose containers are told where their arguments are, last."""
+    """The job by a name of its own, whose workers are told where their arguments are, last."""
     body: dict[str, Any] = json.loads(json.dumps(job))
+    body["metadata"]["name"] += f"-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
     for replica in body["spec"]["tfReplicaSpecs"].values():
         for container in replica["template"]["spec"]["containers"]:
-            container["args"] = [*container.get("args", []), path]
+            if container["name"] == CONTAINER:
+                container["args"] = [*container.get("args", []), path]
     return body
 
 
 def _start(body: dict[str, Any]) -> tuple[str, str]:
-    """Namespace and name of the job, which may be there from an earlier try of the same step."""
+    """Namespace and name of the job, which may be there from an earlier try; one that failed is started anew."""
     api, (namespace, name) = kubernetes.client.CustomObjectsApi(), (body["metadata"][k] for k in ("namespace", "name"))
-    try:
+    there = _found(namespace, name)
+    if there and "Failed" in _state(there):
+        _delete(namespace, name)
+        while there := _found(namespace, name):
+            time.sleep(_POLL_SECONDS)
+    if there is None:
         api.create_namespaced_custom_object(GROUP, VERSION, namespace, KIND, body)
-        log.info("started TFJob %s in %s", name, namespace)
-    except kubernetes.client.ApiException as error:
-        if error.status != _CONFLICT:
-            raise
-        there = api.get_namespaced_custom_object(GROUP, VERSION, namespace, KIND, name)
-        if there["spec"]["tfReplicaSpecs"] != body["spec"]["tfReplicaSpecs"]:
-            raise TrainingJobError(
-                f"TFJob {name} of {namespace} is there already, of another run: wait for that one to end, or delete it"
-            ) from error
-        log.info("going on with TFJob %s of %s", name, namespace)
+    log.info("%s TFJob %s of %s", "going on with" if there else "started", name, namespace)
     return namespace, name
 
 
+def _found(namespace: str, name: str) -> dict[str, Any] | None:
+    api = kubernetes.client.CustomObjectsApi()
+    try:
+        return dict(api.get_namespaced_custom_object(GROUP, VERSION, namespace, KIND, name))
+    except kubernetes.client.ApiException as error:
+        if error.status != _GONE:
+            raise
+        return None
+
+
+def _state(job: Mapping[str, Any]) -> dict[str, Any]:
+    return {c["type"]: c for c in job.get("status", {}).get("conditions", []) if c["status"] == "True"}
+
+
+def _delete(namespace: str, name: str) -> None:
+    try:
+        kubernetes.client.CustomObjectsApi().delete_namespaced_custom_object(GROUP, VERSION, namespace, KIND, name)
+    except kubernetes.client.ApiException as error:
+        if error.status != _GONE:
+            raise
+
+
 def _wait(place: tuple[str, str]) -> None:
-    """Until the job succeeded; then it is deleted, so that the next run can have its name."""
-    api, (namespace, name) = kubernetes.client.CustomObjectsApi(), place
+    """Until the job succeeded; then it is deleted. One that failed stays, with its pods and what they printed."""
+    api, (namespace, name), failures = kubernetes.client.CustomObjectsApi(), place, 0
     while True:
-        job = api.get_namespaced_custom_object_status(GROUP, VERSION, namespace, KIND, name)
-        state = {c["type"]: c for c in job.get("status", {}).get("conditions", []) if c["status"] == "True"}
-        if "Succeeded" in state or "Failed" in state:
-            api.delete_namespaced_custom_object(GROUP, VERSION, namespace, KIND, name)
+        try:
+            state = _state(api.get_namespaced_custom_object_status(GROUP, VERSION, namespace, KIND, name))
+            failures = 0
+        except kubernetes.client.ApiException as error:
+            failures += 1  # an API server that is busy or being replaced is no reason to give up a training
+            if error.status == _GONE or failures == _TRIES:
+                raise
+            state = {}
         if "Failed" in state:
             raise TrainingJobError(f"TFJob {name} of {namespace} failed: {state['Failed'].get('message', '')}")
         if "Succeeded" in state:
-            return
+            return _delete(namespace, name)
         time.sleep(_POLL_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ def fn_args(folder: Path) -> Any:
 
 def with_arguments(path: str) -> dict[str, Any]:
     body = copy.deepcopy(JOB)
+    body["metadata"]["name"] += "-" + hashlib.sha256(path.encode()).hexdigest()[:8]
     body["spec"]["tfReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["args"] = [path]
     return body
 
@@ -44,12 +46,15 @@ def test_workers_are_told_where_their_arguments_are_and_the_job_is_deleted_once_
     assert (written["train_files"], written["serving_model_dir"]) == (["train_files"], "model")
 
 
-def test_a_job_that_fails_fails_the_step_with_what_the_operator_said(tmp_path, monkeypatch):
-    with TrainingOperator(lambda body: False) as operator:
+def test_a_job_that_fails_fails_the_step_stays_to_be_read_and_is_started_anew(tmp_path, monkeypatch):
+    ends = iter([False, True])
+    with TrainingOperator(lambda body: next(ends)) as operator:
         operator.redirect(monkeypatch)
-        with pytest.raises(workers.TrainingJobError, match="shortlist-training of kubeflow failed: worker 1 ran out"):
+        with pytest.raises(workers.TrainingJobError, match=r"shortlist-training-\w{8} .* failed: worker 1 ran"):
             workers.run_fn(fn_args(tmp_path))
-    assert operator.jobs == {}
+        assert len(operator.jobs) == 1
+        workers.run_fn(fn_args(tmp_path))
+    assert (len(operator.created), operator.jobs) == (2, {})
 
 
 def test_a_step_that_is_tried_again_waits_for_the_job_that_there_is(tmp_path, monkeypatch):
@@ -64,6 +69,13 @@ def test_the_job_of_another_run_is_not_taken_for_this_ones(tmp_path, monkeypatch
     with TrainingOperator(lambda body: True) as operator:
         operator.redirect(monkeypatch)
         operator.start(with_arguments("elsewhere/arguments.json"))
-        with pytest.raises(workers.TrainingJobError, match="is there already, of another run"):
-            workers.run_fn(fn_args(tmp_path))
-    assert list(operator.jobs) == ["shortlist-training"]
+        workers.run_fn(fn_args(tmp_path))
+    assert list(operator.jobs) == [with_arguments("elsewhere/arguments.json")["metadata"]["name"]]
+
+
+def test_an_api_server_that_is_busy_for_a_while_does_not_end_a_training(tmp_path, monkeypatch):
+    with TrainingOperator(lambda body: True) as operator:
+        operator.redirect(monkeypatch)
+        operator.busy = 3
+        workers.run_fn(fn_args(tmp_path))
+    assert (operator.busy, operator.jobs) == (0, {})

@@ -20,6 +20,7 @@ class TrainingOperator:
     def __init__(self, play: Callable[[dict[str, Any]], bool]) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.created: list[dict[str, Any]] = []
+        self.busy = 0  # so many questions for the state are answered by 503
         operator, self._play = self, play
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,8 +33,11 @@ class TrainingOperator:
                 return self.answer(201, body)
 
             def do_GET(self) -> None:
+                if operator.busy and self.path.endswith("/status"):
+                    operator.busy -= 1
+                    return self.answer(503, {"reason": "ServiceUnavailable"})
                 job = operator.jobs.get(self.path.removesuffix("/status").rpartition("/")[2])
-                self.answer(200 if job else 404, job or {"reason": "NotFound"})
+                return self.answer(200 if job else 404, job or {"reason": "NotFound"})
 
             def do_DELETE(self) -> None:
                 operator.jobs.pop(self.path.rpartition("/")[2])

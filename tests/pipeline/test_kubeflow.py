@@ -198,3 +198,8 @@ def test_a_training_job_of_a_model_that_trains_alone_is_refused():
     }
     with pytest.raises(ValueError, match=r"expected models of the run with `training: \{strategy: multi_worker\}`"):
         config.RunConfig.model_validate(settings)
+
+
+def test_folders_that_are_one_are_refused():
+    with pytest.raises(ContractError, match="expected a world, a pipeline root and a push destination of their own"):
+        kubeflow.compile_spec(config.load("movielens"), "s3://b/w", "s3://b/models", "s3://b/models", "shortlist:1")
