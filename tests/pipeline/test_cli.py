@@ -138,7 +138,7 @@ def test_an_unknown_key_of_a_configuration_is_named_with_the_closest(refused):
     built_in = Path(cli.__file__).parent / "configs" / "demo.yaml"
     Path("mine.yaml").write_text(built_in.read_text(encoding="utf-8") + "\nslits: {by: time}\n", encoding="utf-8")
     error = refused("run", "--config", "mine.yaml", "--world", "world")
-    assert error == "mine.yaml: slits: unknown key (did you mean 'splits'?): remove it"
+    assert error == "mine.yaml: slits: unknown key (did you mean 'splits'?): rename it"
 
 
 def test_a_run_needs_a_world(refused):
