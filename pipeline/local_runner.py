@@ -122,7 +122,6 @@ def run(
     check_models(config, contract)
     folder = folder.resolve()
     last = _last_run(folder, config.name)
-    span = None if span_number is None else spans.start(config, contract, span_number, last, str(folder))
     frames = config.frames.model_dump() if config.frames else {}
     at = training_pipeline.Locations(
         world=str(Path(world).resolve()) if "://" not in world else world,
@@ -141,6 +140,7 @@ def run(
     connection = metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite"))
     started = time.time()
     served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, *USED, FEED}}
+    span = None if span_number is None else spans.start(config, contract, span_number, last, str(folder), served)
     fingerprints = {"impressions": at.fingerprint, "clips": at.clips_fingerprint, "videos": at.videos_fingerprint}
     shared = config.model_dump_json(exclude={"models"}), contract.to_json(), at.world
     day = json.dumps(span and asdict(span))  # of no matter to models of clips and videos

@@ -11,7 +11,6 @@ from ml_metadata import proto
 from ml_metadata.metadata_store import MetadataStore
 from tfx.dsl.io import fileio
 
-from components.serving_baseline.executor import served_version
 from pipeline.config import RunConfig, SpanSettings
 from pipeline.models import MODELS
 from pipeline.training_pipeline import Span
@@ -20,7 +19,14 @@ from transform.impressions import read_vocabularies, write_vocabularies
 from transform.warm_start import FOLDER
 
 
-def start(config: RunConfig, contract: Contract, number: int, last: Mapping[str, Any], root: str) -> Span:
+def start(
+    config: RunConfig,
+    contract: Contract,
+    number: int,
+    last: Mapping[str, Any],
+    root: str,
+    versions: Mapping[str, str],
+) -> Span:
     """What a run of a span starts from: the models being served, and what is known of the span before.
 
     A span that is run again starts from what it started from before, so that what did not change is in the cache.
@@ -31,6 +37,7 @@ def start(config: RunConfig, contract: Contract, number: int, last: Mapping[str,
         number: Which span.
         last: Record of the folder's last run; empty if there is none.
         root: The run's folder; vocabularies are written into it.
+        versions: By model, the version being served; "" where there is none.
 
     Raises:
         ContractError: The configuration has no spans, compares features that cannot be, or a later span was pushed.
@@ -48,7 +55,7 @@ def start(config: RunConfig, contract: Contract, number: int, last: Mapping[str,
         )
     before, last_pushed = pushed.get(number - 1, {}), pushed.get(max(pushed, default=-1), {})
     since, until = config.spans.window(number)
-    warm_start = _warm_start(config, number, last, f"{root}/models")
+    warm_start = _warm_start(config, number, last, {name: f"{root}/models/{name}/{v}" for name, v in versions.items()})
     return Span(
         number=number,
         # What the span before was validated and tested on is learned now.
@@ -68,11 +75,10 @@ def _check_drift(spans: SpanSettings, contract: Contract) -> None:
         )
 
 
-def _warm_start(config: RunConfig, number: int, last: Mapping[str, Any], models: str) -> dict[str, str]:
+def _warm_start(config: RunConfig, number: int, last: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, str]:
     """The served models of impressions that left something to start from; of a span run again, those of before."""
     names = [name for name in config.models if MODELS[name].examples == "impressions"]
-    paths = {name: f"{models}/{name}/{served_version(f'{models}/{name}')}" for name in names}
-    served = {name: path for name, path in paths.items() if fileio.isdir(f"{path}/{FOLDER}")}
+    served = {name: paths[name] for name in names if fileio.isdir(f"{paths[name]}/{FOLDER}")}
     if last.get("span") != number:
         return served
     started = {name: path for name, path in last["warm_start"].items() if name in names}

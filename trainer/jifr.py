@@ -331,7 +331,7 @@ def shape_of(
     Raises:
         ContractError: None of the videos opened has a frame.
     """
-    names = _vocabularies(contract)
+    names = str(contract.user_key.vocabulary), str(contract.video_key.vocabulary)
     users, count = (sizes[name] for name in names)
     met_users, met_videos = (
         earlier.met(name, sizes[name]) if earlier else np.zeros(sizes[name], bool) for name in names
@@ -355,11 +355,6 @@ def shape_of(
     buckets = contract.vocabularies[str(contract.user_key.vocabulary)].oov_buckets
     inputs = contract.user_key.name, next(histories, None)
     return Shape(users, count, *inputs, vectors, mask, met_users, met_videos, names, buckets), standard
-
-
-def _vocabularies(contract: Contract) -> tuple[str, str]:
-    """Of users and of videos."""
-    return str(contract.user_key.vocabulary), str(contract.video_key.vocabulary)
 
 
 def opened_in(clicks: Split, sizes: Mapping[str, int]) -> Opened:
@@ -413,5 +408,5 @@ def run_fn(fn_args: Any) -> None:
         scorer = model.get_layer("triples").scorer
         export(scorer, contract, transform_output, frames, opened, shape, standard, fn_args.serving_model_dir)
         write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
-        met = dict(zip(_vocabularies(contract), (shape.met_users, shape.met_videos), strict=True))
+        met = dict(zip(shape.vocabularies, (shape.met_users, shape.met_videos), strict=True))
         keep(model, contract, transform_output, fn_args.serving_model_dir, met)

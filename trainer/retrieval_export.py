@@ -29,7 +29,7 @@ from trainer.captured import captured
 from trainer.export import _sparse, _tensor_spec, transformed
 from trainer.layers.topic_index import COMPARED, Catalogue, IndexSettings, TopicIndex
 from transform.contract import Contract, ContractError, Feature, Kind, Role
-from transform.impressions import vocabulary_entries
+from transform.impressions import vocabulary_size
 from transform.schema import parse_spec
 
 CHUNK = 4096
@@ -249,7 +249,7 @@ def _catalogue(
 
 
 def _known_videos(contract: Contract, transform_output: tft.TFTransformOutput) -> int:
-    return len(vocabulary_entries(str(contract.video_key.vocabulary), transform_output))
+    return vocabulary_size(str(contract.video_key.vocabulary), transform_output)
 
 
 def _inputs(tower: Any, features: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from trainer.settings import Settings
 from trainer.training import Objective, Tensors, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
 from trainer.warm_start import Earlier, keep, seen_in, starting_from
 from transform.contract import CATEGORICAL, Contract, Feature, Kind
-from transform.impressions import vocabulary_entries, vocabulary_sizes
+from transform.impressions import vocabulary_size, vocabulary_sizes
 from transform.schema import parse_spec
 
 # TFRS asks a tensor for its length, which AutoGraph alone understands; `trainer.training` keeps it from all of Keras.
@@ -345,7 +345,7 @@ def with_catalogue(
     for chunk in records(files).batch(READ_BATCH):
         rows = transformed(layer, contract, tf.io.parse_example(chunk, spec), tf.size(chunk))
         parts.append({f.name: rows[f.name].numpy() for f in used})
-    known = len(vocabulary_entries(str(contract.video_key.vocabulary), transform_output))
+    known = vocabulary_size(str(contract.video_key.vocabulary), transform_output)
     catalogue = {f.name: np.concatenate([part[f.name] for part in parts]) for f in used}
     new = (catalogue[key] > 0) & (catalogue[key] <= known) & ~np.isin(catalogue[key], videos.columns[key])
     columns = {name: np.concatenate([column, catalogue[name][new]]) for name, column in videos.columns.items()}

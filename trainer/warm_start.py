@@ -115,7 +115,7 @@ class Earlier:
                 trained, unseen = weights[number], ~seen[table.vocabulary]
                 strange = unseen & (self._earlier_rows(table.vocabulary, len(trained)) < 0)
                 trained[unseen] = self._value(number, table, trained)[unseen]
-                trained[strange] = trained[len(vocabulary_entries(table.vocabulary, self._output)) + 1]
+                trained[strange] = trained[-self._contract.vocabularies[table.vocabulary].oov_buckets]
         model.set_weights(weights)
 
     def met(self, vocabulary: str, rows: int) -> np.ndarray:

@@ -64,16 +64,27 @@ def vocabulary_sizes(contract: Contract, tf_transform_output: tft.TFTransformOut
         Rows by vocabulary name, in the contract's order.
     """
     return {
-        name: len(vocabulary_entries(name, tf_transform_output)) + vocabulary.oov_buckets + 1
+        name: vocabulary_size(name, tf_transform_output) + vocabulary.oov_buckets + 1
         for name, vocabulary in contract.vocabularies.items()
     }
 
 
+def vocabulary_size(vocabulary: str, tf_transform_output: tft.TFTransformOutput) -> int:
+    """How many entries a vocabulary has."""
+    known = _known_file(vocabulary, tf_transform_output)
+    return (_count(known) if known else 0) + int(tf_transform_output.vocabulary_size_by_name(_file_name(vocabulary)))
+
+
 def vocabulary_entries(vocabulary: str, tf_transform_output: tft.TFTransformOutput) -> list[bytes]:
     """The entries of a vocabulary in the order of their rows, from row 1: those known before, then those learned."""
-    known = tf_transform_output.vocabulary_file_by_name(_known_name(vocabulary))
-    before = _entries(known) if known and tf.io.gfile.exists(known) else []
-    return [*before, *tf_transform_output.vocabulary_by_name(_file_name(vocabulary))]
+    known = _known_file(vocabulary, tf_transform_output)
+    return [*(_entries(known) if known else []), *tf_transform_output.vocabulary_by_name(_file_name(vocabulary))]
+
+
+def _known_file(vocabulary: str, tf_transform_output: tft.TFTransformOutput) -> str:
+    """Where Transform kept the entries that it was told; "" where it was told none."""
+    path = tf_transform_output.vocabulary_file_by_name(_known_name(vocabulary))
+    return path if path and tf.io.gfile.exists(path) else ""
 
 
 def write_vocabularies(entries: Mapping[str, Sequence[bytes]], folder: str) -> None:
@@ -95,6 +106,11 @@ def _entries(path: str) -> list[bytes]:
         return list(file.read().split(b"\n")[:-1])
 
 
+def _count(path: str) -> int:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return int(file.read().count(b"\n"))
+
+
 def _file_name(vocabulary: str) -> str:
     return f"vocabulary_{vocabulary}"
 
@@ -112,12 +128,9 @@ class _Known(NamedTuple):
 
 def _known_entries(contract: Contract, folder: str) -> dict[str, _Known]:
     """By vocabulary; nothing for those that no file in the folder tells of."""
-    sizes = {name: len(entries) for name, entries in read_vocabularies(folder).items() if entries} if folder else {}
-    return {
-        name: _Known(_table_of(f"{folder}/{_known_name(name)}", name), sizes[name])
-        for name in contract.vocabularies
-        if name in sizes
-    }
+    paths = {name: f"{folder}/{_known_name(name)}" for name in contract.vocabularies} if folder else {}
+    sizes = {name: _count(path) for name, path in paths.items() if tf.io.gfile.exists(path)}
+    return {name: _Known(_table_of(paths[name], name), size) for name, size in sizes.items() if size}
 
 
 def _table_of(path: str, vocabulary: str) -> tf.lookup.StaticHashTable:

@@ -182,10 +182,11 @@ def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Ta
         data[contract.weight.source] = pa.array(weight)
     outcome[~_in_range(raw, contract.label)] = BAD_LABEL
     outcome[~np.isfinite(raw)] = MISSING_LABEL
-    happened = np.isin(outcome, [IMPRESSION, NEUTRAL, MISSING_WEIGHT]) & keyed & plausible(at) & (at < splits.until)
+    believable = plausible(at)
+    happened = np.isin(outcome, [IMPRESSION, NEUTRAL, MISSING_WEIGHT]) & keyed & believable & (at < splits.until)
     outcome[at < splits.since] = EARLIER
     outcome[at >= splits.until] = LATER
-    outcome[~plausible(at)] = FUTURE
+    outcome[~believable] = FUTURE
     outcome[at > tables.MILLISECONDS_FROM] = MILLISECONDS
     outcome[at <= 0] = NOT_POSITIVE
     outcome[~keyed] = MISSING_KEY
@@ -193,9 +194,8 @@ def prepare(interactions: pa.Table, contract: Contract, splits: Splits) -> pa.Ta
     split = splits.assign(stable_hash(users), stable_hash(videos), at)
     own = {"user_id": users, "video_id": videos, "at": at, "label": label, "outcome": outcome, "split": split}
     if splits.by == "hash":
-        happened &= (split == 0) | (
-            outcome == EARLIER
-        )  # what was drawn for valid and test is earlier than some rows of train
+        # What was drawn for valid and test is earlier than some rows of train.
+        happened &= (split == 0) | (outcome == EARLIER)
     return pa.table({**own, "counted": happened, **data})
 
 

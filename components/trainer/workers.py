@@ -77,14 +77,14 @@ def _with_arguments(job: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 def _start(body: dict[str, Any]) -> tuple[str, str]:
     """Namespace and name of the job, which may be there from an earlier try; one that failed is started anew."""
-    api, (namespace, name) = kubernetes.client.CustomObjectsApi(), (body["metadata"][k] for k in ("namespace", "name"))
+    namespace, name = (body["metadata"][key] for key in ("namespace", "name"))
     there = _found(namespace, name)
     if there and "Failed" in _state(there):
         _delete(namespace, name)
         while there := _found(namespace, name):
             time.sleep(_POLL_SECONDS)
     if there is None:
-        api.create_namespaced_custom_object(GROUP, VERSION, namespace, KIND, body)
+        kubernetes.client.CustomObjectsApi().create_namespaced_custom_object(GROUP, VERSION, namespace, KIND, body)
     log.info("%s TFJob %s of %s", "going on with" if there else "started", name, namespace)
     return namespace, name
 
