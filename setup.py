@@ -9,7 +9,7 @@ PACKAGES = ["components", "pipeline", "serving", "trainer", "transform"]
 # The direct dependencies; `requirements.lock` pins these and everything below them.
 INSTALL_REQUIRES = [
     "absl-py",
-    "apache-beam[gcp]==2.65.0",
+    "apache-beam[aws,gcp]==2.65.0",
     "av>=17",
     "gensim>=4.4",
     "grpcio",

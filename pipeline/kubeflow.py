@@ -14,6 +14,7 @@ from pipeline import training_pipeline
 from pipeline.config import KubeflowSettings, Resources, RunConfig
 from transform import contract as contracts
 
+COMMAND = ["python", "-m", "pipeline.container"]
 IMAGE = "shortlist"  # stands for the image of the steps in manifests
 WORLD, MODELS = "world", "models"  # the parameters of a spec: where the tables are, and where models are pushed to
 
@@ -107,6 +108,7 @@ def _settle(spec: dict[str, Any], config: RunConfig) -> None:
         container = spec["deploymentSpec"]["executors"][f"{name}_executor"].get("container")
         if container is None:
             continue
+        container["command"] = COMMAND
         task["cachingOptions"] = {"enableCache": any(node in settings.cached for node in _called(name))}
         if settings.retries:
             task["retryPolicy"] = {"maxRetryCount": settings.retries, "backoffDuration": "30s", "backoffFactor": 2.0}

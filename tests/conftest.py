@@ -7,15 +7,18 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as `shortlist run` has it
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+import boto3
 import pytest
 import redis
 from hypothesis import settings
+from moto.server import ThreadedMotoServer
 
 # The same examples every time, so that a red build is a change's fault; HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -58,3 +61,20 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield url
     server.terminate()
     server.wait(20)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`s3://shortlist` of a server of this machine, which the processes started find by their environment."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    given = {"AWS_ACCESS_KEY_ID": "of", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
+    given |= {"AWS_DEFAULT_REGION": "us-east-1"}
+    given |= dict.fromkeys(("S3_ENDPOINT", "AWS_ENDPOINT_URL"), f"http://{host}:{port}")
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    made = boto3.resource("s3").Bucket("shortlist")
+    made.create()
+    yield made
+    server.stop()

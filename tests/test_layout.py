@@ -50,10 +50,12 @@ def test_package_imports_only_what_lies_below_it(package: str):
     assert wrong == {}
 
 
-def test_serving_knows_of_transform_only_the_contract_and_what_a_request_for_a_feed_holds():
+def test_serving_knows_of_transform_only_the_contract_what_a_request_for_a_feed_holds_and_where_files_may_lie():
     for path in (ROOT / "serving").rglob("*.py"):
         used = {name for name in imports(path) if name.startswith("transform.")}
-        assert all(name.startswith(("transform.contract", "transform.feed")) for name in used), f"{path}: {used}"
+        assert all(
+            name.startswith(("transform.contract", "transform.feed", "transform.file_systems")) for name in used
+        ), f"{path}: {used}"
 
 
 def test_trainer_knows_of_tensorflow_serving_only_what_warms_a_model_up():

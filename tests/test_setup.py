@@ -45,7 +45,7 @@ def test_lock_names_no_address_and_no_path():
 
 
 def test_setup_requires_what_the_lock_pins():
-    wanted = dict(re.findall(r'"([a-z-]+)(?:\[\w+\])?==([\d.]+)"', (ROOT / "setup.py").read_text()))
+    wanted = dict(re.findall(r'"([a-z-]+)(?:\[[\w,]+\])?==([\d.]+)"', (ROOT / "setup.py").read_text()))
     locked = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
     assert wanted
     assert {name: locked[name] for name in wanted} == wanted

@@ -12,9 +12,12 @@ from types import SimpleNamespace
 
 import tensorflow as tf
 
+from transform import file_systems
+
 
 def main(path: str) -> None:
     """Call what a file of arguments names with what it holds."""
+    file_systems.register()
     with tf.io.gfile.GFile(path) as file:
         arguments = json.loads(file.read())
     module, _, function = arguments.pop("run_fn").rpartition(".")

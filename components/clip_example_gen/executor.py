@@ -100,7 +100,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         known = {"without_media": len(videos) - len(rows), "splits": json.loads(exec_properties["splits_json"])}
         with self._make_beam_pipeline() as pipeline:
             build(pipeline, rows, job, known)
-        tf.io.gfile.rmtree(f"{job.uri}/{_PARTIAL}")
+        files.remove_folder(f"{job.uri}/{_PARTIAL}")
         _describe(examples, read_summary(job.uri), job.world)
 
 

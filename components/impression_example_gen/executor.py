@@ -44,7 +44,7 @@ from components.impression_example_gen.impressions import (
     SPLITS,
     Splits,
 )
-from components.world import tables
+from components.world import files, tables
 from transform.contract import Contract, ContractError, Feature
 
 SUMMARY_FILE = "summary.json"
@@ -129,7 +129,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             if message is None:
                 raise
             raise ContractError(message) from error
-        tf.io.gfile.rmtree(f"{job.uri}/{_PARTIAL}")
+        files.remove_folder(f"{job.uri}/{_PARTIAL}")
         if input_dict.get("content") and contract.needs("content"):
             made_by.write(job.uri, made_by.read(artifact_utils.get_single_uri(input_dict["content"])))
         _describe(examples, read_summary(job.uri), world)

@@ -88,7 +88,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             tf.io.gfile.makedirs(f"{job.uri}/{folder}")
         with self._make_beam_pipeline() as pipeline:
             build(pipeline, rows, job)
-        tf.io.gfile.rmtree(f"{job.uri}/{_PARTIAL}")
+        files.remove_folder(f"{job.uri}/{_PARTIAL}")
         summary = read_summary(job.uri)
         describe(examples, summary["rows"])
         for name in ("with_cover", "bad_covers"):

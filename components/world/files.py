@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
+
+from transform import file_systems
 
 _CHUNK = 1 << 22
 _END = 1 << 16
@@ -55,6 +58,12 @@ def names(folder: str) -> list[str]:
 def make_folder(path: str) -> None:
     """Make the folder and those above it; one that is there is left alone."""
     _gfile().makedirs(path) if is_remote(path) else os.makedirs(path, exist_ok=True)
+
+
+def remove_folder(path: str) -> None:
+    """Remove the folder and what it holds, if it is there: an object store has none that are empty."""
+    if is_folder(path):
+        _gfile().rmtree(path) if is_remote(path) else shutil.rmtree(path)
 
 
 @contextmanager
@@ -157,6 +166,6 @@ class _Remote(io.RawIOBase):
 
 def _gfile() -> Any:
     import tensorflow as tf
-    import tensorflow_io  # noqa: F401  # brings the file systems that TensorFlow itself has not, s3:// among them
 
+    file_systems.register()
     return tf.io.gfile

@@ -34,6 +34,7 @@ from serving.model_server.models import Models
 from serving.model_server.options import Options
 from serving.model_server.rest import HttpServer, application
 from serving.tensors import MAX_MESSAGE_BYTES
+from transform import file_systems
 from transform.contract import ContractError
 
 _WAITING = 16  # calls that may wait, for each that is answered
@@ -227,6 +228,7 @@ def _terminate(*_: object) -> None:
 
 
 def _models(options: Options) -> Models:
+    file_systems.register()
     batching = None
     if options.enable_batching:
         file = options.batching_parameters_file

@@ -61,7 +61,8 @@ def world(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory) -> Engine:
-    return Engine(str(tmp_path_factory.mktemp("kubeflow") / "root"))
+    folder = tmp_path_factory.mktemp("kubeflow")
+    return Engine(str(folder / "root"), str(folder / "launcher"))
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +131,23 @@ def test_a_step_that_failed_is_tried_again(engine, world, tmp_path):
     engine.cache.clear()
     with pytest.raises(TaskFailedError, match="fails the first time"):
         engine.run(spec, "failed")
+
+
+def test_world_root_and_models_in_a_bucket_push_what_folders_do(first, engine, world, bucket, tmp_path):
+    for path in filter(Path.is_file, Path(world).rglob("*")):
+        bucket.upload_file(str(path), f"world/{path.relative_to(world)}")
+    remote = Engine("s3://shortlist/root", str(tmp_path / "launcher"))
+    spec = kubeflow.compile_spec(
+        settings(), "s3://shortlist/world", remote.root, "s3://shortlist/no", "shortlist@sha256:0"
+    )
+    done = remote.run(spec, "first", {"models": "s3://shortlist/models"})
+    assert done["Evaluator"]["blessing"][0]["metadata"]["blessed"] == 1
+    pushed = [entry.key for entry in bucket.objects.filter(Prefix="models/")]
+    assert {key.split("/")[1] for key in pushed} == {"ranker", "feed"}
+    for key in pushed:
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        if not key.endswith("/"):
+            bucket.download_file(key, str(tmp_path / key))
+    examples = first[0]["ImpressionExampleGen"]["examples"][0]["uri"]
+    mine, theirs = scores(Path(engine.root).parent / "models", examples), scores(tmp_path / "models", examples)
+    np.testing.assert_allclose(theirs, mine, atol=1e-5)

@@ -35,7 +35,8 @@ class Engine:
     """What outlives a run: the cache.
 
     Attributes:
-        root: Pipeline root.
+        root: Pipeline root, of any file system.
+        local: Folder for what executors tell the launcher.
         environment: Further variables of the containers.
         cache: Output artifacts by fingerprint of task.
         started: Names of tasks whose containers were started, in order; a retry counts again.
@@ -43,6 +44,7 @@ class Engine:
     """
 
     root: str
+    local: str
     environment: Mapping[str, str] = field(default_factory=dict)
     cache: dict[str, dict[str, Any]] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
@@ -59,9 +61,7 @@ class Engine:
         self.started.clear()
         self.skipped.clear()
         for name in TopologicalSorter({name: _waits_for(task) for name, task in tasks.items()}).static_order():
-            done[name] = self._task(
-                spec, name, f"{self.root}/{spec['pipelineInfo']['name']}/{run_id}/{name}", values, done
-            )
+            done[name] = self._task(spec, name, f"{spec['pipelineInfo']['name']}/{run_id}/{name}", values, done)
         return done
 
     def _task(
@@ -70,7 +70,8 @@ class Engine:
         task = spec["root"]["dag"]["tasks"][name]
         component = spec["components"][task["componentRef"]["name"]]
         container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
-        executor_input = _executor_input(task, component, folder, values, done)
+        executor_input = _executor_input(task, component, f"{self.root}/{folder}", values, done)
+        executor_input["outputs"]["outputFile"] = f"{self.local}/{folder}/executor_output.json"
         identity = json.dumps([container, executor_input["inputs"]], sort_keys=True)
         fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         if task.get("cachingOptions", {}).get("enableCache") and fingerprint in self.cache:
@@ -134,7 +135,7 @@ def _executor_input(
     }
     return {
         "inputs": {"parameterValues": parameters, "artifacts": artifacts},
-        "outputs": {"artifacts": outputs, "outputFile": f"{folder}/executor_output.json"},
+        "outputs": {"artifacts": outputs},
     }
 
 
