@@ -1,4 +1,4 @@
-"""Popularity, item-item cosine, ALS, BPR (implicit) and EASE on the arrays that `retrieval.py` wrote.
+"""Popularity, item-item neighbours, ALS, BPR (all `implicit`) and EASE on the arrays that `retrieval.py` wrote.
 
 Runs in the peers' own environment. A query is a history; whoever has vectors of users folds it in (ALS solves for it;
 BPR, which cannot, takes the user's own vector or the mean of the history's videos, as `GRIDS` finds better). Settings
@@ -21,15 +21,17 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from implicit.als import AlternatingLeastSquares
 from implicit.bpr import BayesianPersonalizedRanking
+from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFIDFRecommender
 from scipy import sparse
 
+ITEM_ITEM = {"cosine": CosineRecommender, "tfidf": TFIDFRecommender, "bm25": BM25Recommender}
 Scorer = Callable[[sparse.csr_matrix, np.ndarray], np.ndarray]  # histories, users (0 unknown) -> scores
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "popularity": {},
-    "item_item": {"neighbours": [20, 100, 100_000]},
-    "ease": {"l2": [50.0, 200.0, 800.0]},
-    "als": {"factors": [64, 128], "alpha": [1.0, 10.0], "regularization": [0.01, 1.0]},
-    "bpr": {"own": [True, False], "learning_rate": [0.01, 0.05], "regularization": [0.001, 0.01]},
+    "item_item": {"kind": ["cosine", "tfidf", "bm25"], "neighbours": [20, 100, 1000]},
+    "ease": {"l2": [5.0, 20.0, 50.0, 200.0, 800.0, 3200.0]},
+    "als": {"factors": [32, 64, 128], "alpha": [1.0, 10.0, 40.0], "regularization": [0.01, 1.0, 10.0]},
+    "bpr": {"own": [True, False], "learning_rate": [0.002, 0.01, 0.05], "regularization": [0.0001, 0.001, 0.01]},
 }
 
 
@@ -85,8 +87,8 @@ def _best(score: Scorer, histories: sparse.csr_matrix, users: np.ndarray, allowe
         scores = np.array(score(part, users[start : start + 512]), np.float32)
         scores[:, ~allowed] = -np.inf
         scores[part.nonzero()] = -np.inf
-        order = random.permutation(len(allowed))  # numbers are by popularity: ties must not be answered in that order
-        best = order[np.argsort(-scores[:, order], axis=1, kind="stable")[:, :600]]
+        ties = random.random(scores.shape)  # numbers are by popularity: ties must not be answered in that order
+        best = np.lexsort((ties, -scores), axis=1)[:, :600]
         parts.append(np.where(np.take_along_axis(scores, best, axis=1) > -np.inf, best + 1, 0))
     return np.concatenate(parts)
 
@@ -101,13 +103,10 @@ def _popularity(clicks: sparse.csr_matrix, seed: int) -> Scorer:
     return lambda histories, users: np.tile(counts, (histories.shape[0], 1))
 
 
-def _item_item(clicks: sparse.csr_matrix, seed: int, neighbours: int) -> Scorer:
-    norms = np.sqrt(np.asarray(clicks.sum(axis=0)).ravel())
-    cosine = (clicks.T @ clicks).toarray() / np.maximum(norms[:, None] * norms, 1)
-    np.fill_diagonal(cosine, 0)
-    if neighbours < len(cosine):
-        cosine[cosine < np.partition(cosine, -neighbours, axis=1)[:, -neighbours, None]] = 0
-    return lambda histories, users: histories @ cosine.T
+def _item_item(clicks: sparse.csr_matrix, seed: int, kind: str, neighbours: int) -> Scorer:
+    model = ITEM_ITEM[kind](K=neighbours, num_threads=1)
+    model.fit(clicks, show_progress=False)
+    return lambda histories, users: (histories @ model.similarity).toarray()
 
 
 def _ease(clicks: sparse.csr_matrix, seed: int, l2: float) -> Scorer:

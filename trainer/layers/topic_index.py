@@ -32,7 +32,7 @@ class IndexSettings(Settings):
 
     Attributes:
         cells: K; None is 8 sqrt(rows), so that centres and pages both grow by the root of the catalogue.
-        probes: Cells a query reads; None is the fewest that reach `target_recall` on sample queries.
+        probes: Cells a query reads; None is the fewest that reach `target_recall` on sample queries, and hold enough.
         target_recall: Share of the true best 100 that lies in the cells read.
         answers: N, the paper's N3.
         queue_share: Share of the answers kept for candidates of topic queues.
@@ -316,12 +316,24 @@ def _cells(catalogue: Catalogue, settings: IndexSettings) -> _Cells:
 
 
 def _fewest_probes(queries: np.ndarray, vectors: np.ndarray, cells: _Cells, settings: IndexSettings) -> int:
-    """The least number of cells that hold `target_recall` of the queries' true best."""
+    """The least number of cells that hold `target_recall` of the queries' true best, and videos enough to answer with.
+
+    Enough are twice as many as are answered, for so many may have been seen; counted in their first cells alone, and
+    for `target_recall` of the queries.
+    """
     best = tf.math.top_k(queries @ vectors.T, min(COMPARED, len(vectors))).indices.numpy()
-    ranks = np.argsort(np.argsort(-(queries @ cells.centres.T), axis=1), axis=1)
+    order = np.argsort(-(queries @ cells.centres.T), axis=1)
+    ranks = np.argsort(order, axis=1)
     ranks = np.concatenate([ranks, np.full((len(ranks), 1), len(cells.centres))], axis=1)  # cell -1 is never read
     needed = ranks[np.arange(len(ranks))[:, None, None], cells.video_cells[best]].min(axis=2)
-    return int(np.sort(needed, axis=None)[int(np.ceil(settings.target_recall * needed.size)) - 1]) + 1
+    held = np.bincount(cells.video_cells[:, 0], minlength=len(cells.centres))[order].cumsum(axis=1)
+    enough = np.argmax(held >= min(2 * settings.answers, len(vectors)), axis=1)
+    return 1 + max(_least(needed, settings.target_recall), _least(enough, settings.target_recall))
+
+
+def _least(values: np.ndarray, share: float) -> int:
+    """The least number that is no less than a share of the values."""
+    return int(np.sort(values, axis=None)[int(np.ceil(share * values.size)) - 1])
 
 
 def _queues(catalogue: Catalogue, names: list[str], settings: IndexSettings) -> np.ndarray:

@@ -75,6 +75,20 @@ def test_probes_are_the_fewest_that_reach_the_target():
     assert recall(chosen) >= 0.95 > recall(chosen - 1)
 
 
+@pytest.mark.parametrize("videos", [333, 3000])
+def test_cells_that_are_probed_hold_what_is_answered_beside_what_was_seen(videos):
+    """The best 100, by which recall is measured, lie in cells of fewer videos than the 600 that are answered."""
+    random = np.random.default_rng(4)
+    near = unit(random, videos // 10, 6)[np.arange(videos) % (videos // 10)]
+    vectors, sample = unit(random, videos, 6) * 0.05 + near, unit(random, 64, 6)
+    names, settings = [f"v{i}" for i in range(videos)], IndexSettings(answers=600, target_recall=0.95, queue_share=0)
+    index = TopicIndex(Catalogue(names, vectors), settings, sample)
+    assert (index.probes < index.centres.shape[1]) == (videos > 2 * 600)
+    seen = [tuple(names[n] for n in np.argsort(-vectors @ query)[:100]) for query in sample]
+    found = [answer(index, sample[row : row + 1], seen=seen[row])["video_ids"][0] for row in range(len(sample))]
+    assert np.mean([(row != "").sum() == min(600, videos - 100) for row in found]) >= 0.95
+
+
 def test_a_video_of_two_topics_comes_once_with_the_topic_of_one():
     vectors = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
     topics = [["a"], ["a", "b"], ["b"]]
