@@ -38,6 +38,7 @@ format: $(INSTALLED) ## Let ruff put the code in order
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED) ## Every benchmark; results are written beside the scripts
+	@test -f runs/demo/run.json || $(BIN)/shortlist demo
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 lock: $(INSTALLED) ## Compile requirements.in into requirements.lock

@@ -1,6 +1,6 @@
 """Does reading keep the classifier's training step busy: how long a step waits for its next batch of clips.
 
-    python benchmarks/clip_input.py --run RUN [--batches 60]
+    python benchmarks/clip_input.py [--run runs/demo] [--batches 60]
 
 RUN is the folder of a run with a classifier, such as that of `make demo`: its clips, model and training settings are
 taken. Measured in one process, after ten batches that are not counted: batches read, decoded and augmented without a
@@ -41,7 +41,7 @@ WARM_UP = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--run", type=Path, default=HERE.parent / "runs" / "demo")
     parser.add_argument("--batches", type=int, default=60)
     options = parser.parse_args()
     run = json.loads((options.run / "run.json").read_text())

@@ -73,7 +73,7 @@ MODELS: dict[str, Any] = {
         "model": {"index": {"answers": 600}},
         "training": {"epochs": 15, "batch_size": 1024, "patience": 2},
     },
-    "jifr": {"model": {"width": 32, "visual_width": 16}, "training": {"epochs": 15, "batch_size": 1024}},
+    "jifr": {"model": {"width": 32, "visual_width": 32}, "training": {"epochs": 15, "batch_size": 1024}},
     "ranker": {
         "model": {"architecture": "mhsa_crossing", "embedding_l2": 1.0e-4, "id_dropout": 0.1},
         "training": {"epochs": 8, "batch_size": 1024},

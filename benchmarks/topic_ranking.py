@@ -1,6 +1,6 @@
 """What topics give rankers (the paper's Table II), and what they cost beside content vectors (its Fig. 6).
 
-    python benchmarks/topic_ranking.py --runs demo=RUN movielens=RUN [--seeds 1 2 3] [--only-missing]
+    python benchmarks/topic_ranking.py [--runs demo=runs/demo movielens=RUN] [--seeds 1 2 3] [--only-missing]
 
 Each RUN is the folder of a run with topics and a ranker: of `make demo`, and of `replay.py` (MovieLens with posters).
 Its examples are taken as they are, its time split too. Every model is trained on them with the feature `content.topics`
@@ -64,7 +64,7 @@ class Data(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", metavar="NAME=RUN", required=True)
+    parser.add_argument("--runs", nargs="+", metavar="NAME=RUN", default=[f"demo={HERE.parent}/runs/demo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--only-missing", action="store_true", help="skip what the results hold already")
     options = parser.parse_args()

@@ -516,6 +516,11 @@ def main() -> None:
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.filename is None:
+            raise  # no file that a user could have named
+        errors.print(f"[red]error:[/] {escape(f'{error.filename}: {error.strerror}')}", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_BAD_INPUT)
     except RunFailedError as error:
         errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_FAILED)

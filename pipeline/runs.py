@@ -21,7 +21,7 @@ def load_run(folder: Path) -> dict[str, Any]:
         raise ContractError(f"no run in {folder}: expected {path}; `shortlist run` or `shortlist demo` writes it")
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("id", "world", "outcome", "started", "finished"):
+        for key in ("id", "world", "outcome", "started", "finished", "config", "contract", "models"):
             record[key]
     except (ValueError, KeyError) as error:
         raise ContractError(f"{path}: expected the record of a run, got {error!r}: delete it and run again") from error

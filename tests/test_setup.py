@@ -83,3 +83,9 @@ def test_setup_requires_what_the_packages_import():
     text = (ROOT / "setup.py").read_text()
     listed = {re.split(r"[\[<>=]", name)[0] for name in re.findall(r'^    "([^"]+)",$', text, re.MULTILINE)}
     assert {module: owners[module] for module in third_party if not owners[module] & listed} == {}
+
+
+def test_every_benchmark_runs_without_arguments():
+    """As `make bench` calls them, one after the other."""
+    asking = [p.name for p in (ROOT / "benchmarks").glob("*.py") if "required=True" in p.read_text(encoding="utf-8")]
+    assert asking == []

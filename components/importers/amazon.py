@@ -135,7 +135,7 @@ def _record(line: str) -> Record | None:
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(line)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
         if isinstance(value, dict) and isinstance(value.get("asin"), str):
             return value
@@ -145,6 +145,8 @@ def _record(line: str) -> Record | None:
 def _categories(record: Record) -> list[str]:
     """The path of categories from the top: `categories` holds several (2014), `category` one (2018)."""
     paths = record.get("categories") or [record.get("category") or []]
+    if not isinstance(paths, list):
+        return []
     first = paths[0] if isinstance(paths[0], list) else paths
     return [_text(name) for name in first]
 

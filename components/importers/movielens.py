@@ -66,9 +66,10 @@ def _read_1m(folder: str) -> tuple[pa.Table, pa.Table, pa.Table]:
 
 def _read_100k(folder: str) -> tuple[pa.Table, pa.Table, pa.Table]:
     users = sources.delimited(sources.require(folder, "u.user"), "|", _USERS_100K)
-    group = np.searchsorted(_AGE_GROUPS, users["age"].to_numpy(), side="right") - 1
+    years = users["age"].to_numpy()
+    group = np.searchsorted(_AGE_GROUPS, years, side="right") - 1
     ages = [str(age) for age in np.take(_AGE_GROUPS, group.clip(0))]
-    users = users.set_column(1, "age", pa.array(ages))
+    users = users.set_column(1, "age", pa.array(ages, _TEXT, mask=np.isnan(years)))
     names = sources.delimited(sources.require(folder, "u.genre"), "|", {"name": _TEXT, "index": pa.int64()})
     genres = np.array(names["name"].to_pylist(), dtype=object)
     dates = ("release_date", "video_release_date", "url")

@@ -8,10 +8,9 @@ trusted.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,6 @@ FEEDBACK = "frame_feedback"
 CLIPS_ONLY = "no users and no interactions: enough to train the video classifier, not the recommenders"
 REJECTED = pa.schema([("table", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())])
 
-_log = logging.getLogger(__name__)
 _Mask = npt.NDArray[np.bool_]
 
 
@@ -195,8 +193,9 @@ class _Check:
             raise ContractError(f"{where}: expected rows, got an empty table: check the export that wrote it")
         self._columns(name, data, where)
         data = tables.conform(data, name, self.contract, where)
+        types = tables.column_types(name, self.contract)
         faults = _Faults(len(data))
-        _mark_text(faults, data)
+        _mark_text(faults, data, [name for name in data.column_names if name in types])
         for key in tables.KEYS[name]:
             faults.mark(_missing(data[key]), f"missing {key}")
         self._times(faults, name, data, where)
@@ -248,7 +247,6 @@ class _Check:
         self.counts.update({f"{name}: {reason}": number for reason, number in counts.items()})
         if counts:
             self.rejected.append(_rejected(name, data, faults))
-            _log.warning("%s: %d of %d rows rejected: %s", where, sum(counts.values()), len(data), counts)
         if not faults.good.any() and name != FEEDBACK:
             worst = max(counts, key=lambda reason: counts[reason])
             raise ContractError(
@@ -289,9 +287,9 @@ def _mark_vector(faults: _Faults, feature: Feature, column: pa.ChunkedArray, whe
     faults.mark(holds_nan, f"{feature.column} holds NaN")
 
 
-def _mark_text(faults: _Faults, data: pa.Table) -> None:
+def _mark_text(faults: _Faults, data: pa.Table, names: Sequence[str]) -> None:
     """Rows whose text is not UTF-8; looked for value by value only in a column that Arrow finds invalid."""
-    for name in data.column_names:
+    for name in names:
         if not _is_valid(data[name]):
             faults.mark(_not_utf8(data[name]), f"{name} is not UTF-8")
 
@@ -354,7 +352,7 @@ def _rejected(name: str, data: pa.Table, faults: _Faults) -> pa.Table:
             raw = pc.cast(printable[column], pa.list_(pa.binary())).to_pylist()
             lists = [None if row is None else [(v or b"").decode("utf-8", "replace") for v in row] for row in raw]
             printable = printable.set_column(index, column, pa.array(lists, tables.STRINGS))
-    content = [json.dumps(_jsonable(row), ensure_ascii=False) for row in printable.to_pylist()]
+    content = [json.dumps(_jsonable(row), ensure_ascii=False, default=str) for row in printable.to_pylist()]
     reasons = [faults.reasons[code] for code in faults.code[rows]]
     return pa.table([[name] * len(rows), rows, reasons, content], schema=REJECTED)
 

@@ -358,8 +358,10 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         (types.is_binary, pa.string()),
         (types.is_large_binary, pa.string()),
     ]
-    if _is_list(kind):
-        return FLOATS if _is_number(kind.value_type) else STRINGS
+    if _is_list(kind) and _is_number(kind.value_type):
+        return FLOATS
+    if _is_list(kind) and _compatible(kind.value_type, pa.string()):
+        return STRINGS
     return next((plain for test, plain in tests if test(kind)), kind)
 
 

@@ -191,12 +191,17 @@ def test_a_model_worse_on_one_slice_only_is_refused(pushed, good_model, world, f
     gates = (
         Gate(metric="auc", at_least=0.5, change=0.4),
         Gate(metric="auc", at_least=0.4, change=0.4, slices=("user_novelty=known",)),
-        Gate(metric="auc", at_least=0.45, slices=(f"primary_category={(category := some_category(pushed))}",)),
+        Gate(
+            metric="auc",
+            at_least=0.05,
+            change=0.05,
+            slices=(f"primary_category={(category := some_category(pushed))}",),
+        ),
     )
     flipped = {"good": str(good_model), "flip": ["primary_category", category]}
     record = run(with_model(SETTINGS, flipped, gates), world, folder)
     assert record.outcome == "refused"
-    assert {gate.slice for gate in failed_gates(record)} == {f"primary_category = {category}"}
+    assert {(gate.kind, gate.slice) for gate in failed_gates(record)} == {("change", f"primary_category = {category}")}
     assert [path.name for path in good_model.parent.iterdir()] == [good_model.name]
 
 

@@ -118,6 +118,15 @@ def test_an_importer_names_the_folder_that_is_not_there(refused, importer):
     assert not Path("world").exists()
 
 
+def test_a_file_where_a_folder_is_to_be_is_named(refused, world):
+    Path("taken").write_text("")
+    for command in (
+        ("import", "demo", "--out", "taken"),
+        ("run", "--config", "demo", "--world", world, "--runs", "taken"),
+    ):
+        assert refused(*command).startswith("taken")
+
+
 def test_check_names_what_is_missing(refused, world):
     assert refused("check", "nowhere").startswith("nowhere: expected a world, a folder with users, videos")
     (world / "videos.parquet").unlink()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from trainer.data import Split
 from trainer.keras_version import keras
 from trainer.ranker import Config, build_model, run_fn
-from trainer.training import CLICKS, TrainingConfig, auc, fit, is_chief, logloss
+from trainer.training import CLICKS, TrainingConfig, auc, fit, is_chief, logloss, make_strategy
 from transform.contract import ContractError, parse
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,7 +48,7 @@ TRAIN, VALID = planted(1, 1200), planted(2, 400)
 
 
 def train(
-    folder: Path, model: dict[str, Any] | None = None, **training: Any
+    folder: Path, model: dict[str, Any] | None = None, strategy: tf.distribute.Strategy | None = None, **training: Any
 ) -> tuple[keras.Model, list[dict[str, Any]]]:
     """Trains on the planted rows; gives the model and the history."""
     config = TrainingConfig.of({"batch_size": 100, "epochs": 3, "patience": 9, **training}, "training")
@@ -59,7 +59,7 @@ def train(
         VALID,
         CLICKS,
         config,
-        tf.distribute.get_strategy(),
+        strategy or tf.distribute.get_strategy(),
         str(folder / "checkpoint"),
         str(folder / "run"),
     )
@@ -194,8 +194,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import test_training
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
-tf.distribute.get_strategy = lambda: strategy
-test_training.train(Path(sys.argv[2]))
+test_training.train(Path(sys.argv[2]), strategy=strategy)
 """
 
 
@@ -205,6 +204,13 @@ def test_two_replicas_reach_the_loss_of_one(tmp_path: Path):
     two = json.loads((tmp_path / "two" / "run" / "history.json").read_text())
     for name in ("loss", "val_loss", "val_auc"):
         np.testing.assert_allclose([e[name] for e in two], [e[name] for e in one], atol=2e-3)
+
+
+def test_a_mirrored_strategy_of_one_device_is_none(tmp_path: Path):
+    strategy = make_strategy(TrainingConfig.of({"strategy": "mirrored"}, "training"))
+    assert isinstance(strategy, tf.distribute.MirroredStrategy)
+    (mirrored, _), (plain, _) = train(tmp_path / "mirrored", strategy=strategy), train(tmp_path / "plain")
+    np.testing.assert_allclose(weights(mirrored), weights(plain), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,13 @@ def test_metadata_of_both_ages_describe_the_videos(folder, tmp_path, lines):
     assert (bad["table"], bad["row"], json.loads(bad["content"])) == ("videos", 2, lines[2])
 
 
+@pytest.mark.parametrize("line", ["{[1]: 2}", '{"asin": "000000000X", "categories": {"0": "Toys"}, "title": "x"}'])
+def test_metadata_of_another_make_stops_nothing(folder, tmp_path, line):
+    (folder / "meta_Toys.json").write_text(line)
+    import_amazon(str(folder), str(tmp_path / "w"), now=NOW)
+    assert read_table(str(tmp_path / "w"), "videos")["tags"].to_pylist() == [[], []]
+
+
 def test_image_vectors_are_projected_and_keep_their_distances(folder, tmp_path):
     rng = np.random.default_rng(1)
     images = rng.standard_normal((3, 4096)).astype("<f4")

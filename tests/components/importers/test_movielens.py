@@ -62,15 +62,15 @@ def test_the_1m_layout_is_read(folder, tmp_path):
 
 
 def test_the_100k_layout_is_read(tmp_path):
-    (tmp_path / "u.user").write_text("1|25|M|technician|85711\n2|7|F|other|94043\n")
+    (tmp_path / "u.user").write_text("1|25|M|technician|85711\n2|7|F|other|94043\n3||F|other|94043\n")
     (tmp_path / "u.genre").write_text("unknown|0\nAction|1\nComedy|2\n\n")
     items = "1|Toy Story (1995)|01-Jan-1995||http://x|0|1|1\n2|Belle de jour (1967)|01-Jan-1967||http://y|0|0|0\n"
     (tmp_path / "u.item").write_text(items, encoding="latin-1")
     (tmp_path / "u.data").write_text("1\t2\t3\t881250949\n2\t1\t4\t891717742\n")
     w = tmp_path / "w"
-    assert import_movielens(str(tmp_path), str(w), now=NOW).rows == {"users": 2, "videos": 2, "interactions": 2}
-    assert column(w, "users", "age") == ["25", "1"]  # 25 begins 25-34, 7 below 18, whose group 1M calls 1
-    assert column(w, "users", "gender") == ["M", "F"]
+    assert import_movielens(str(tmp_path), str(w), now=NOW).rows == {"users": 3, "videos": 2, "interactions": 2}
+    assert column(w, "users", "age") == ["25", "1", None]  # 25 begins 25-34, 7 below 18, whose group 1M calls 1
+    assert column(w, "users", "gender") == ["M", "F", "F"]
     assert column(w, "videos", "tags") == [["Action", "Comedy"], []]
     assert column(w, "videos", "release_year") == ["1995", "1967"]
     assert column(w, "interactions", "rating") == [3.0, 4.0]

@@ -168,6 +168,14 @@ def test_a_list_with_text_that_is_not_utf8_is_quarantined():
     assert checked.videos["video_id"].to_pylist() == ["v1"]
 
 
+def test_a_column_that_nobody_asked_for_costs_nothing():
+    """Bytes that are no text, and lists of what is neither numbers nor text."""
+    boxes = pa.array([[{"x": 1}], None], pa.list_(pa.struct([("x", pa.int64())])))
+    checked = check(videos=videos(thumbnail=pa.array([b"\xff\xd8", b"\x89"]), boxes=boxes))
+    assert checked.counts == {}
+    assert checked.videos["boxes"].to_pylist() == [[{"x": 1}], None]
+
+
 def test_integer_ids_meet_string_ids():
     checked = check(users=pa.table({"user_id": [1, 2]}), interactions=interactions(user_id=["1", "2", "3"]))
     assert checked.users["user_id"].to_pylist() == ["1", "2"]
