@@ -20,14 +20,14 @@ epoch without the first, of the fastest seed, for the machine was shared. ms is 
 fastest seed. Both are of the seeds that ran with as many threads as the protocol's title says. The peer is
 deepctr-torch."""
 ACCOUNT = """\
-What does not hold, over these runs. Without a history the crossing changes nothing (protocols A and B), and on B the full
-form is not above our AutoInt with the same penalty on embeddings: the differences are smaller than the spread over the
-seeds. What puts it above every peer, and every baseline with the peers' settings, is the penalty, which does the same
-for DeepFM, DCN and AutoInt (`*_regularised`; not run on A). With the history of watched films as one more field the full
-form is above all others (`mhsa_crossing_history`). On the time split, where history and counters are fields, it is above
-`no_crossing`, and below `no_attention`, by less than the spread; DCN v2 and DeepFM with the same penalty are as good
-there, and train several times as fast. The peers read no history and no counters: there the two sides are two models of
-the same rows, not of the same fields."""
+What does not hold, over these runs. Without a history the crossing changes nothing (protocols A and B), and on B the
+full form is not above our AutoInt with the same penalty on embeddings: the differences are smaller than the spread
+over the seeds. What puts it above every peer, and every baseline with the peers' settings, is the penalty, which does
+the same for DeepFM, DCN and AutoInt (`*_regularised`; not run on A). With the history of watched films as one more
+field the full form is above all others (`mhsa_crossing_history`). On the time split, where history and counters are
+fields, it is above `no_crossing`, and below `no_attention`, by less than the spread; DCN v2 and DeepFM with the same
+penalty are as good there, and train several times as fast. The peers read no history and no counters: there the two
+sides are two models of the same rows, not of the same fields."""
 MORE_FIELDS = ("autoint_history", "deep_fm_history")
 ABLATIONS = ("no_crossing", "no_attention", "low_order")
 COMPARED = ("lr", "fm", "deep_fm", "autoint")
