@@ -3,11 +3,12 @@
     python benchmarks/retrieval.py --peer-python PEERS/bin/python [--sets ...] [--models ...] [--only-missing]
 
 PEERS has `peers/retrieval_requirements.txt`. `protocols/retrieval.py` says what is asked, `peers/retrieval_peers.py`
-how the peers' settings are chosen; ours are below, chosen on MovieLens' validation rows. The peers read histories, as
-they are made to; our towers also read what the contract has of users (age and the like on MovieLens, nothing on TikTok)
-and of videos, the last 50 videos of a history, and nine tenths of TikTok's clicks: a tenth tells when to stop. Our
-answers come from the topic index, at the number of probes it chose; `index_recall` is against reading all of it. Every
-run is added to `results/retrieval.json` as soon as it is done, and `results/retrieval.md` is written anew.
+how the peers' settings are chosen; ours are below, chosen on validation rows of MovieLens and of TikTok. The peers
+read histories, as they are made to; our towers also read their order, what the contract has of users (age and the
+like on MovieLens, nothing on TikTok) and of videos, the last 50 videos of a history, and nine tenths of TikTok's
+clicks, of which a tenth tells when to stop. Our answers come from the index, at the number of probes it chose, its
+cells for topics, which these sets do not have; `index_recall` is against reading all of it. Every run is added to
+`results/retrieval.json` as soon as it is done, and `results/retrieval.md` is written anew.
 """
 
 import argparse
@@ -44,7 +45,9 @@ OURS: dict[str, dict[str, Any]] = {
     "no_id_dropout": {"id_dropout": 0.0},
 }
 COLD = {"id_dropout": 0.5}  # where all candidates are new, the towers must be used to doing without ids
-TRAINING = {"epochs": 30, "batch_size": 1024, "learning_rate": 1e-3, "patience": 3}
+OF_SET: dict[str, dict[str, Any]] = {"movielens": {}, "tiktok": {"user_id": False, "temperature": 0.2}}
+TRAINING = {"epochs": 30, "batch_size": 1024, "learning_rate": 1e-3}
+PATIENCE = {"movielens": 3, "tiktok": 6}
 
 
 def main() -> None:
@@ -89,8 +92,10 @@ def _side(model: str) -> str:
 def _ours(
     task: retrieval.Task, name: str, seed: int, protocol: str, results: table.Results, options: argparse.Namespace
 ) -> dict[str, Any]:
-    config = Config.of({**(COLD if protocol.endswith("cold") else {}), **OURS[name]}, "model")
-    training = TrainingConfig.of({**TRAINING, "seed": seed, **({"epochs": 1} if options.quick else {})}, "training")
+    of_set, _, cold = protocol.partition("_")
+    config = Config.of({**OF_SET[of_set], **(COLD if cold else {}), **OURS[name]}, "model")
+    given = {**TRAINING, "patience": PATIENCE[of_set], "seed": seed, **({"epochs": 1} if options.quick else {})}
+    training = TrainingConfig.of(given, "training")
     key, label = task.contract.video_key.name, task.contract.label.name
     clicks = np.bincount(task.train[key], minlength=task.sizes["video_id"]).astype(float)
     known = {n: column[np.isin(task.videos[key], task.train[key])] for n, column in task.videos.items()}

@@ -214,8 +214,12 @@ class Feed(VideoNumbers):
         if not watched:
             return ids, sources
         new = ~tf.reduce_any(history != "", axis=1)[:, tf.newaxis]
-        for_new, sources_for_new = self._popular(asked, exclude, tf.shape(ids)[1])
-        return tf.where(new, for_new, ids), tf.where(new, sources_for_new, sources)
+
+        def with_popular() -> tuple[tf.Tensor, tf.Tensor]:
+            for_new, sources_for_new = self._popular(asked, exclude, tf.shape(ids)[1])
+            return tf.where(new, for_new, ids), tf.where(new, sources_for_new, sources)
+
+        return tuple(tf.cond(tf.reduce_any(new), with_popular, lambda: (ids, sources)))
 
     def _ask(self, stage: str, values: Mapping[str, tf.Tensor]) -> Tensors:
         """What a stage answers; it is given what it reads."""

@@ -63,9 +63,13 @@ def arrange(
 
 def _earlier(group: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
     """How many counted ones of its group stand before each, [B, N]."""
-    same = (group[:, :, tf.newaxis] == group[:, tf.newaxis, :]) & (group >= 0)[:, :, tf.newaxis]
-    before = tf.linalg.band_part(tf.cast(same & counted[:, tf.newaxis, :], tf.int32), -1, 0)
-    return tf.reduce_sum(before, axis=2) - tf.linalg.diag_part(before)
+    order = tf.argsort(group, axis=1, stable=True)
+    together = tf.gather(group, order, batch_dims=1)
+    before = tf.cumsum(tf.cast(tf.gather(counted, order, batch_dims=1), tf.int32), axis=1, exclusive=True)
+    first = tf.searchsorted(together, together)  # of each one's group
+    within = before - tf.gather(before, first, batch_dims=1)
+    back = tf.argsort(order, axis=1)
+    return tf.where(group < 0, 0, tf.gather(within, back, batch_dims=1))
 
 
 def _chosen(order: tf.Tensor, free: tf.Tensor, kept: Sequence[Kept], places: tf.Tensor) -> tf.Tensor:
