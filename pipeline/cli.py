@@ -353,10 +353,10 @@ def _run(config: RunConfig, world: str, folder: Path, span: int | None = None) -
             with console.status("Loading TensorFlow and TFX"):
                 from pipeline import local_runner
             record = local_runner.run(config, world, folder, console, log, span)
+            _print_outcome(console, record, folder)
             from pipeline.queue_store import load_queues
 
             load_queues(asdict(record))
-            _print_outcome(console, record, folder)
     except (ContractError, RunFailedError):
         if (folder / "run.json").is_file() and load_run(folder)["log"] == str(log):
             _report(folder)

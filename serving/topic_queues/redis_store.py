@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
 import redis
 
 from serving.topic_queues.settings import QueueSettings
-from serving.topic_queues.store import BATCH, Event, Row, Scored, Snapshot, TopicStore, Video, event_rows
+from serving.topic_queues.store import BATCH, Event, Row, Scored, Snapshot, TopicStore, Video, answering, event_rows
 from transform.contract import ContractError
 
 PASSWORD = "SHORTLIST_QUEUES_PASSWORD"  # the environment variable
@@ -122,14 +123,16 @@ class RedisStore(TopicStore):
         name: str = "topic-queues",
     ) -> None:
         self._settings, self._base = settings, f"{{{name}}}:"
+        self._where = url.rpartition("@")[2]  # without the password
         self._key = f"{self._base}generation"
         try:
             secret = {"password": os.environ[PASSWORD]} if PASSWORD in os.environ else {}
             self._client: Any = redis.Redis.from_url(url, decode_responses=True, **secret)
             self._client.ping()
         except (redis.RedisError, ValueError) as error:
-            where = url.rpartition("@")[2]  # without the password
-            raise ContractError(f"{where}: expected a Redis server: {error}: start one, or mend the address") from error
+            raise ContractError(
+                f"{self._where}: expected a Redis server: {error}: start one, or mend the address"
+            ) from error
         self._record = self._client.register_script(_ADD + _RECORD)
         self._catch_up = self._client.register_script(_ADD + _CATCH_UP)
         self._tops = self._client.register_script(_READ + _TOPS)
@@ -137,21 +140,25 @@ class RedisStore(TopicStore):
 
     def record(self, events: Sequence[Event]) -> None:
         """See `TopicStore.record`; up to `BATCH` events in one step."""
-        self._add(event_rows(events, self._settings))
+        rows = event_rows(events, self._settings)
+        with self._answering():
+            self._add(rows)
 
     def tops(self, topics: Sequence[str], n: int) -> list[Scored]:
         """See `TopicStore.tops`."""
-        found = self._tops([self._key], [n, *topics])
+        with self._answering():
+            found = self._tops([self._key], [n, *topics])
         return [list(zip(flat[::2], map(float, flat[1::2]), strict=True)) for flat in found]
 
     def videos(self, video_ids: Collection[str]) -> dict[str, Video]:
         """See `TopicStore.videos`."""
-        found = self._videos([self._key], list(video_ids))
+        with self._answering():
+            found = self._videos([self._key], list(video_ids))
         return {v: Video(v, tuple(json.loads(topics)), int(shown), int(clicked)) for v, topics, shown, clicked in found}
 
     def replace(self, snapshot: Snapshot) -> None:
         """See `TopicStore.replace`; one process loads at a time, others wait."""
-        with self._client.lock(f"{self._base}loading", timeout=LOADING_SECONDS):
+        with self._answering(), self._client.lock(f"{self._base}loading", timeout=LOADING_SECONDS):
             old = int(self._client.get(self._key) or 0)
             new = old + 1
             self._drop(new)  # what a process left that died while loading
@@ -168,6 +175,9 @@ class RedisStore(TopicStore):
     def close(self) -> None:
         """See `TopicStore.close`."""
         self._client.close()
+
+    def _answering(self) -> AbstractContextManager[None]:
+        return answering(self._where, redis.RedisError)
 
     def _add(self, rows: Iterable[Row], *generation: int) -> None:
         remaining = iter(rows)

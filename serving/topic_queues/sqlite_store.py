@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from serving.topic_queues.settings import QueueSettings
-from serving.topic_queues.store import BATCH, Event, Row, Scored, Snapshot, TopicStore, Video, event_rows
+from serving.topic_queues.store import BATCH, Event, Row, Scored, Snapshot, TopicStore, Video, answering, event_rows
 from transform.contract import ContractError
 
 WAIT_SECONDS = 60.0  # for other writers; to load a snapshot of 300,000 videos takes 4 to 10 seconds
@@ -82,7 +82,8 @@ class SqliteStore(TopicStore):
 
     def videos(self, video_ids: Collection[str]) -> dict[str, Video]:
         """See `TopicStore.videos`."""
-        found = self._connection().execute(_VIDEOS, (json.dumps(list(video_ids)),))
+        with answering(self._path, sqlite3.Error):
+            found = self._connection().execute(_VIDEOS, (json.dumps(list(video_ids)),)).fetchall()
         return {video: Video(video, tuple(json.loads(topics)), *counts) for video, topics, *counts in found}
 
     def replace(self, snapshot: Snapshot) -> None:
@@ -114,14 +115,15 @@ class SqliteStore(TopicStore):
 
     @contextmanager
     def _transaction(self, kind: str) -> Iterator[sqlite3.Connection]:
-        connection = self._connection()
-        connection.execute(f"BEGIN {kind}")
-        try:
-            yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
+        with answering(self._path, sqlite3.Error):
+            connection = self._connection()
+            connection.execute(f"BEGIN {kind}")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
 
     def _connection(self) -> sqlite3.Connection:
         """The thread's own; SQLite locks between connections, not within one."""

@@ -13,7 +13,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -27,6 +28,17 @@ from transform.contract import ContractError
 Scored = list[tuple[str, float]]
 
 BATCH = 1000  # rows of one statement or script, for which other writers wait
+
+
+@contextmanager
+def answering(where: str, fault: type[Exception]) -> Iterator[None]:
+    """A store that answers, or one message: a full disk, a lock that is held too long, a server that is gone."""
+    try:
+        yield
+    except fault as error:
+        raise ContractError(
+            f"{where}: expected topic queues that answer: {error}: see to the store, then do it again"
+        ) from error
 
 
 @dataclass(frozen=True)

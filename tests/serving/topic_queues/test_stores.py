@@ -243,6 +243,27 @@ def test_a_store_that_cannot_be_opened_says_what_to_do(tmp_path):
     assert "secret" not in str(error.value)
 
 
+def test_a_store_that_stops_answering_says_so(tmp_path, redis_url, monkeypatch):
+    monkeypatch.setattr("serving.topic_queues.sqlite_store.WAIT_SECONDS", 0.1)
+    path = str(tmp_path / "queues.db")
+    holder, waiting = open_store(path), open_store(path)
+    with (
+        holder._transaction("IMMEDIATE"),
+        pytest.raises(ContractError, match=r"queues\.db: .*locked: see to the store"),
+    ):
+        waiting.record([Event("v", ("t",), 1, 1)])
+    admin = redis.Redis.from_url(redis_url)
+    store = RedisStore(redis_url, name="full")
+    before = admin.config_get("maxmemory")["maxmemory"]
+    admin.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(ContractError, match=r"expected topic queues that answer: .*maxmemory"):
+            store.record([Event("v", ("t",), 1, 1)])
+    finally:
+        admin.config_set("maxmemory", before)
+    store.record([Event("v", ("t",), 1, 1)])
+
+
 class Model:
     """What a store is meant to be, in plain Python."""
 
