@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -163,7 +164,17 @@ def write_results(results: list[dict[str, Any]]) -> None:
         f"\n{machine['cores']} cores ({machine['cpu']}), best of {results[0]['runs']}, load average "
         f"{load:.1f} at the end. The floor joins nothing and has no Beam; two workers are started and import first."
     )
+    lines += ["", *(_beyond_the_start(what, [r for r in results if r["what"] == what]) for what in BUILDS)]
     (RESULTS / "impressions.md").write_text("\n".join(lines) + "\n")
+
+
+def _beyond_the_start(what: str, rows: list[dict[str, Any]]) -> str:
+    """What a row costs, without what a run costs however small it is."""
+    parts = []
+    for less, more in itertools.pairwise(rows):
+        rate = (more["rows"] - less["rows"]) / (more["seconds"] - less["seconds"])
+        parts.append(f"{rate:,.0f} rows/s from {less['rows']:,} to {more['rows']:,}")
+    return f"- {what}: {', '.join(parts)}"
 
 
 def _in_own_process(what: str, world: str) -> dict[str, Any]:
