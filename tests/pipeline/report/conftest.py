@@ -223,6 +223,8 @@ def run_folder(evaluation: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "finished": 1700000095.0,
         "error": "",
         "config": {"name": "demo", "contract": HOSTILE},
+        "contract": "{}",
+        "models": str(folder / "models"),
         "steps": [
             {"name": "ImpressionExampleGen", "seconds": 12.25, "cached": False, "rows": 1000},
             {"name": "Trainer.ranker", "seconds": 61.0, "cached": True, "rows": None},

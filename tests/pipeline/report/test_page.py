@@ -181,6 +181,7 @@ def test_the_newest_run_of_a_folder_is_read(tmp_path):
         record = tmp_path / name / "run.json"
         record.parent.mkdir()
         run = {"id": name, "world": "w", "outcome": "failed", "started": 0, "finished": 1}
+        run |= {"config": {}, "contract": "{}", "models": "m"}
         record.write_text(json.dumps(run), encoding="utf-8")
         os.utime(record, (changed, changed))
     assert load(tmp_path).id == "new"
