@@ -101,7 +101,7 @@ def _training_job(path: str, image: str) -> dict[str, Any]:
 
 
 def _settle(spec: dict[str, Any], config: RunConfig) -> None:
-    """What the configuration says of single steps."""
+    """The command of every step, and what the configuration says of single ones."""
     settings, tasks = config.kubeflow, spec["root"]["dag"]["tasks"]
     _refuse_unknown(settings, tasks)
     for name, task in tasks.items():
