@@ -4,12 +4,14 @@
         [--peer-python PYTHON_WITH_CORNAC]
 
 `protocols/opened.py` says what the sets are and how they are split; learned is from what was opened, never from a liked
-frame. Videos: HR@15 and NDCG@15 of each opened video of the test rows among 1,000 others that the user had not opened
-(all of them where there are fewer), ten times, and among all. Frames: hits and NDCG of the liked one among the video's
-own. All as `pipeline.cover_metrics` counts them. Every model has the same training and the best epoch by validation
-AUC; `jifr_na` is the paper's JIFR_NA, and with the other three variants its Table 2. On real data `l2` is the best of
-three by the validation AUC of the first seed, and cornac's BPR and VBPR, with settings chosen likewise, rank the same
-videos. Results go to `results/jifr.{json,md}`.
+frame. Videos: HR@15 and NDCG@15 of each opened video of the test rows among 1,000 others that the user opened in no
+split (all of them where there are fewer), ten times, and among all. Frames: hits and NDCG of the liked one among the
+video's own. All as `pipeline.cover_metrics` counts them. Every model has the same training and the best epoch by
+validation AUC; `jifr_na` is the paper's JIFR_NA, and with the other three variants its Table 2. A random frame is
+`chance`, the most popular one that which the average user likes most. On real data `l2` is the best of three by the
+validation AUC of the first seed, and cornac's BPR and VBPR, with settings chosen likewise, rank the same videos: with
+the widths and standardised looks of ours, users they have not met as the mean of the others, and videos nobody opened
+last. Results go to `results/jifr.{json,md}`.
 """
 
 import argparse
@@ -60,7 +62,7 @@ PEERS: dict[str, list[dict[str, Any]]] = {
         for weight in (0.001, 0.01, 0.05)
     ],
     "vbpr": [
-        {"k": 16, "k2": 16, "learning_rate": rate, "lambda_w": weight, "n_epochs": 30, "batch_size": 100}
+        {"k": 32, "k2": 32, "learning_rate": rate, "lambda_w": weight, "n_epochs": 30, "batch_size": 100}
         for rate in (0.001, 0.005)
         for weight in (0.001, 0.01)
     ],
@@ -136,12 +138,14 @@ def _peer(python: Path, name: str, data: Data, seed: int, before: dict[str, Any]
 
 def _scored(python: Path, name: str, settings: dict[str, Any], data: Data) -> tuple[np.ndarray, dict[str, str]]:
     """A score of every video for every user, by rows from 1 (row and column 0 are nobody)."""
+    clicked = opened_in(data.split(None, data.cut[0]), data.sizes)
+    _, standard = shape_of(CONTRACT, data.sizes, data.frames, np.arange(1, len(data.frames.ids) + 1), clicked)
     opened_rows = np.flatnonzero(data.label[: data.cut[0]] > 0)
     pairs = np.stack([data.user[opened_rows], data.video[opened_rows]], axis=1) - 1
     users, videos = (data.sizes[key] - 2 for key in ("user", "video"))
     with tempfile.TemporaryDirectory() as folder:
         source, out = f"{folder}/in.npz", f"{folder}/out.npy"
-        looks = np.nan_to_num(data.frames.vectors.sum(axis=1))
+        looks = standardised(data.frames.vectors, data.frames.mask, *standard).numpy().sum(axis=1)  # one frame each
         np.savez(source, train=np.unique(pairs, axis=0), looks=looks, videos=videos, asked=np.arange(users))
         command = [str(python), str(HERE / "peers" / "pairwise_peers.py"), name, json.dumps(settings), source, out]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
@@ -175,7 +179,7 @@ def _asked(data: Data, seed: int) -> Iterator[tuple[int, int, np.ndarray, list[n
     columns = data.test().columns
     assert columns is not None
     for user, video in zip(columns["user"], columns["video"] - 1, strict=True):
-        others = np.setdiff1d(rows, [*data.opened_before(user), video + 1]) - 1
+        others = np.setdiff1d(rows, [*data.opened(user)]) - 1
         yield (
             user,
             video,
@@ -191,7 +195,10 @@ def _ranks(scores: np.ndarray, video: int, others: np.ndarray, drawn: list[np.nd
 
 
 def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed: int) -> dict[str, float]:
-    """What `pipeline.cover_metrics` measures, on the test rows; `printed_` is by eq. 4 as printed."""
+    """What `pipeline.cover_metrics` measures, on the test rows.
+
+    `popular_` is by the average user, and `printed_` by eq. 4 as printed.
+    """
     rows = np.arange(1, len(data.frames.ids) + 1)
     trained = shape.met_videos[rows].astype(np.float32)
     mask = data.frames.mask
@@ -202,7 +209,7 @@ def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed
     users = tf.range(1, data.sizes["user"] - 1)
     everyone = scorer.people({"user": users, "history": tf.zeros([len(users), 1], tf.int64)})
     average = {name: tf.reduce_mean(value, axis=0, keepdims=True) for name, value in everyone.items()}
-    asked, sums, printed = _asked(data, seed), Sums(), Sums()
+    asked, sums = _asked(data, seed), {"": Sums(), "popular_": Sums(), "printed_": Sums()}
 
     def liking(who: dict[str, tf.Tensor], video: int, telling: bool = True) -> np.ndarray:
         if not scorer.looks:
@@ -219,58 +226,85 @@ def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed
             user, video, others, drawn = next(asked)
             ranks = _ranks(scores[row], video, others, drawn)
             person = {name: value[row : row + 1] for name, value in people.items()}
-            frames = {"frame_scores": liking(person, video), "popular_frame_scores": liking(average, video)}
-            liked = data.liked.get((user, video + 1), [])
-            sums.add(str(user), 1.0, liked, {**ranks, **frames})
+            popular, liked = liking(average, video), data.liked.get((user, video + 1), [])
+            likings = {"": liking(person, video), "popular_": popular}
             if isinstance(scorer, Jifr):
-                printed.add(str(user), 0.0, liked, {**ranks, **frames, "frame_scores": liking(person, video, False)})
-    more = {f"printed_{name}": value for name, value in printed.values().items() if name in SHOWN}
-    return {**sums.values(), **(more if isinstance(scorer, Jifr) else {})}
+                likings["printed_"] = liking(person, video, False)
+            for kind, own in likings.items():
+                answer = {**ranks, "frame_scores": own, "popular_frame_scores": popular}
+                sums[kind].add(str(user), 1.0, liked, answer)
+    more = {k: {k + n: v for n, v in sums[k].values().items() if n in SHOWN} for k in ("popular_", "printed_")}
+    return {**sums[""].values(), **more["popular_"], **(more["printed_"] if isinstance(scorer, Jifr) else {})}
 
 
+TABLE_2 = (
+    ("AVG", "AVG", "jifr_na"),
+    ("AVG", "ATT", "jifr_rating"),
+    ("ATT", "AVG", "jifr_content"),
+    ("ATT", "ATT", "jifr"),
+)
 SHOWN = ("frame_hits_at_1", "frame_ndcg_at_3")
 COLUMNS = ("hits_sampled", "ndcg_sampled", "hits", "ndcg", *SHOWN)
+OF_VIDEOS = ("HR@15 of 1,000", "NDCG@15 of 1,000", "HR@15 of all", "NDCG@15 of all")
+WITHOUT_LOOKS = ("bpr", "acf")
+CHANCE = (places(0, SCENES, 1)[0], places(0, SCENES, 3)[1])
 INTRODUCTION = """\
 # Videos and their frames: JIFR and its baselines
 
 Written by `benchmarks/jifr.py`, whose docstring says what is measured and how. Mean and standard deviation over the
-seeds; each seed is a demo world of its own. `chance` and `average user` are of the same frames."""
+seeds; each seed is a demo world of its own."""
 
 
 def write(results: table.Results, path: Path) -> None:
     """The page of the results."""
-    names = [name for name in MODELS if results.of("demo", "ours", name)]
-    seeds = len(results.of("demo", "ours", names[0]))
-    lines = [INTRODUCTION, "", f"Seeds: {seeds}. Machine: {results.of('demo', 'ours', names[0])[0]['machine']}.", ""]
-    heads = (
-        "model",
-        "HR@15 of 1,000",
-        "NDCG@15 of 1,000",
-        "HR@15 of all",
-        "NDCG@15 of all",
-        "frame HR@1",
-        "frame NDCG@3",
+    machines = sorted({row["machine"] for row in results.rows.values()})
+    versions = sorted(
+        {f"{name} {version}" for row in results.rows.values() for name, version in row["versions"].items()}
     )
-    lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for name in names:
-        found = results.of("demo", "ours", name)
-        cells = [_spread([row[column] for row in found]) for column in COLUMNS]
-        if MODELS[name].get("architecture", "") not in ("bpr", "acf"):
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        else:
-            lines.append(f"| {name} | {' | '.join(cells[:4])} | does not rank frames | |")
-        if name.startswith("jifr"):
-            printed = [_spread([row[f"printed_{column}"] for row in found]) for column in SHOWN]
-            lines.append(f"| {name}, frames by eq. 4 as printed | | | | | {' | '.join(printed)} |")
-    hits, ndcg = places(0, SCENES, 1)[0], places(0, SCENES, 3)[1]
-    lines.append(f"| chance | | | | | {hits:.4f} | {ndcg:.4f} |")
-    for name in (name for name in names if name.startswith("jifr")):
-        popular = _spread([row["frame_hits_at_1_popular"] for row in results.of("demo", "ours", name)])
-        lines.append(f"| average user, by {name} | | | | | {popular} | |")
-    lines += ["", *_table_2(results)]
+    lines = [INTRODUCTION, "", f"Machine: {'; '.join(machines)}. Versions: {', '.join(versions)}.", ""]
+    if any(results.of("demo", "ours", name) for name in MODELS):
+        lines += [*_demo(results), "", *_demo_bars(results), "", *_table_2(results)]
     for part in opened.SETS[1:]:
         lines += _real(results, part)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _demo(results: table.Results) -> list[str]:
+    heads = ("model", *OF_VIDEOS, "frame HR@1", "frame NDCG@3", "seeds")
+    lines = ["## demo", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for name in (name for name in MODELS if results.of("demo", "ours", name)):
+        found = results.of("demo", "ours", name)
+        cells = [_spread([row[column] for row in found]) for column in COLUMNS]
+        cells = cells if name not in WITHOUT_LOOKS else [*cells[:4], "does not rank frames", ""]
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(found)} |")
+        for kind, title in (("printed_", "frames by eq. 4 as printed"), ("popular_", "most popular frame by it")):
+            if name not in WITHOUT_LOOKS and kind + SHOWN[0] in found[0]:
+                cells = [_spread([row[kind + column] for row in found]) for column in SHOWN]
+                lines.append(f"| {name}: {title} | | | | | {' | '.join(cells)} | |")
+    return [*lines, f"| chance | | | | | {CHANCE[0]:.4f} | {CHANCE[1]:.4f} | |"]
+
+
+def _demo_bars(results: table.Results) -> list[str]:
+    """What is planted must be found: seed by seed."""
+    lines = []
+    for column, chance in zip(SHOWN, CHANCE, strict=True):
+        ratios = [row[column] / chance for row in results.of("demo", "ours", "jifr")]
+        lines.append(_holds(bool(ratios) and min(ratios) >= 2, f"{column} of jifr, by chance", ratios, "{:.2f}"))
+        for other in (name for name in MODELS if name != "jifr" and name not in WITHOUT_LOOKS):
+            rows = zip(results.of("demo", "ours", "jifr"), results.of("demo", "ours", other), strict=False)
+            gaps = [mine[column] - theirs[column] for mine, theirs in rows]
+            if other in ("jifr_content", "jifr_rating"):  # the others of Table 2, below
+                continue
+            lines.append(_holds(bool(gaps) and min(gaps) > 0, f"{column} of jifr less that of {other}", gaps))
+    for column in COLUMNS[:2]:
+        rows = zip(results.of("demo", "ours", "jifr"), results.of("demo", "ours", "jifr_na"), strict=False)
+        gaps = [mine[column] - theirs[column] for mine, theirs in rows]
+        lines.append(_holds(bool(gaps) and min(gaps) > 0, f"{column} of jifr less that of jifr_na", gaps))
+    return lines
+
+
+def _holds(holds: bool, claim: str, values: list[float], shape: str = "{:+.4f}") -> str:
+    return f"- {'holds' if holds else '**does not hold**'}: {claim}: {', '.join(map(shape.format, values))}"
 
 
 def _real(results: table.Results, part: str) -> list[str]:
@@ -280,7 +314,7 @@ def _real(results: table.Results, part: str) -> list[str]:
     found = {key: rows for key, rows in found.items() if rows}
     if not found:
         return []
-    heads = ("model", "HR@15 of 1,000", "NDCG@15 of 1,000", "HR@15 of all", "NDCG@15 of all", "seeds")
+    heads = ("model", *OF_VIDEOS, "seeds")
     lines = ["", f"## {part}", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for (side, name), rows in found.items():
         cells = [_spread([row[column] for row in rows]) for column in COLUMNS[:4]]
@@ -306,29 +340,18 @@ def _bars(results: table.Results, part: str) -> list[str]:
 
 
 def _table_2(results: table.Results) -> list[str]:
-    """The paper's: gains over both averages."""
-    rows = [
-        ("AVG", "AVG", "jifr_na"),
-        ("AVG", "ATT", "jifr_rating"),
-        ("ATT", "AVG", "jifr_content"),
-        ("ATT", "ATT", "jifr"),
-    ]
-    lines = [
-        "## The paper's Table 2: what the attentions add",
-        "",
-        "| visual | rating | HR@15 | NDCG@15 | frame HR@3 | frame NDCG@3 |",
-    ]
-    lines.append("|---|---|---|---|---|---|")
+    """The paper's: gains over both averages, mean and deviation over the seeds."""
+    lines = ["### The paper's Table 2: what the attentions add", ""]
+    lines += ["| visual | rating | HR@15 | NDCG@15 | frame HR@3 | frame NDCG@3 |", "|---|---|---|---|---|---|"]
     columns = ("hits_sampled", "ndcg_sampled", "frame_hits_at_3", "frame_ndcg_at_3")
-    start = [results.mean("demo", "ours", "jifr_na", column) for column in columns]
-    for visual, rating, name in rows:
-        found = [results.mean("demo", "ours", name, column) for column in columns]
-        if None in found or None in start:
+    start = results.of("demo", "ours", "jifr_na")
+    for visual, rating, name in TABLE_2:
+        found = list(zip(results.of("demo", "ours", name), start, strict=False))
+        if not found:
             return []
-        gains = [
-            f"{now / before - 1:+.1%}" if name != "jifr_na" else "/" for now, before in zip(found, start, strict=True)
-        ]
-        lines.append(f"| {visual} | {rating} | {' | '.join(gains)} |")
+        gains = [[100 * (now[column] / before[column] - 1) for now, before in found] for column in columns]
+        cells = [f"{np.mean(gain):+.1f} ± {np.std(gain):.1f} %" if name != "jifr_na" else "/" for gain in gains]
+        lines.append(f"| {visual} | {rating} | {' | '.join(cells)} |")
     return lines
 
 

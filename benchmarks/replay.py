@@ -242,7 +242,18 @@ def write(rows: list[dict[str, Any]]) -> None:
         own = [row for row in rows if row["ranking"] == name]
         cells = (f"{np.mean([r[m] for r in own]):.4f} ± {np.std([r[m] for r in own]):.4f}" for m in ("recall", "ndcg"))
         lines.append(f"| {name} | {' | '.join(cells)} | {len(own)} |")
-    (RESULTS / "replay.md").write_text("\n".join([*lines, ""]))
+    (RESULTS / "replay.md").write_text("\n".join([*lines, "", *_against(rows), ""]))
+
+
+def _against(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Where the feed stands, seed by seed, against popularity and each stage alone."""
+    by_name = {(row["ranking"], row["seed"]): row for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    for other in ("popularity", "retrieval", "jifr", "ranker", "feed_by_score"):
+        for metric in ("recall", "ndcg"):
+            gaps = [by_name["feed", seed][metric] - by_name[other, seed][metric] for seed in seeds]
+            verdict = "above" if min(gaps) > 0 else "below" if max(gaps) < 0 else "not told apart from"
+            yield f"- {metric}@{SHOWN} of the feed is {verdict} {other}: {', '.join(f'{gap:+.4f}' for gap in gaps)}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 IN holds `train` (pairs of user and video rows, from 0), `looks` [videos, C] (zeros: none), `users` and `videos` (how
 many), `asked` (users). OUT is a score of every video for each user asked, float32 [asked, videos]; videos that cornac
-does not know, because nobody opened them, have the least score.
+does not know, because nobody opened them, have the least score, and users it does not know the mean of the others.
 """
 
 import json
@@ -28,8 +28,8 @@ if __name__ == "__main__":
     model.fit(data)
     scores = np.full((len(given["asked"]), int(given["videos"])), -1e9, np.float32)
     columns = np.array([int(video) for video in data.item_ids])
+    known = np.array([model.score(user) for user in range(data.num_users)], np.float32)
     for row, user in enumerate(given["asked"]):
-        if int(user) in data.uid_map:
-            scores[row, columns] = model.score(data.uid_map[int(user)])
+        scores[row, columns] = known[data.uid_map[int(user)]] if int(user) in data.uid_map else known.mean(axis=0)
     np.save(out, scores)
     print(json.dumps({"cornac": cornac.__version__, "numpy": np.__version__}))

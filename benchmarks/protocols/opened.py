@@ -50,6 +50,10 @@ class Data:
         frames: Of videos 1, 2, ...
         users: How many there are.
         judged: Rows of the test that count; None: all of them.
+
+    Attributes:
+        history: What the user of each event had opened before it, and before the test: [events, HISTORY].
+        liked: Indices of liked frames, by user and video.
     """
 
     def __init__(
@@ -67,24 +71,23 @@ class Data:
         self.sizes = {"user": users + 2, "video": len(frames.ids) + 2}
         self.history = self._histories()
         self.liked: dict[tuple[int, int], list[int]] = {}
-        self._before: dict[int, set[int]] = {}
-        for row in np.flatnonzero(self.label[: cut[1]]):
-            self._before.setdefault(int(user[row]), set()).add(int(video[row]))
+        self._opened: dict[int, set[int]] = {}
+        for row in np.flatnonzero(self.label):
+            self._opened.setdefault(int(user[row]), set()).add(int(video[row]))
 
     def _histories(self) -> np.ndarray:
-        """What the user of each event had opened before it: [events, HISTORY]."""
         history = np.zeros((len(self.user), HISTORY), np.int64)
         past: dict[int, list[int]] = {}
         for row, (user, video, label) in enumerate(zip(self.user, self.video, self.label, strict=True)):
             recent = past.get(user, [])[-HISTORY:]
             history[row, : len(recent)] = recent
-            if label > 0:
+            if label > 0 and row < self.cut[1]:
                 past.setdefault(user, []).append(video)
         return history
 
-    def opened_before(self, user: int) -> set[int]:
-        """What a user had opened before the test rows."""
-        return self._before.get(user, set())
+    def opened(self, user: int) -> set[int]:
+        """What a user has opened, whether before the test rows or in them."""
+        return self._opened.get(user, set())
 
     def split(self, first: int | None, last: int | None) -> Split:
         """The clicks among some of the events."""
