@@ -123,7 +123,8 @@ def _videos(run: Mapping[str, Any], world: str, contract: Contract) -> Iterator[
 
 def _frames(run: Mapping[str, Any], world: str) -> Iterator[bytes]:
     """Frame examples of the world's videos: those of the run, and new ones of the videos that it did not have."""
-    rows = frame_embedder.read_pictures(world, with_key_frames=False).to_pylist()
+    settings = FrameSettings.model_validate(run["config"]["frames"])
+    rows = frame_embedder.read_pictures(world, False, settings.encoder == "given").to_pylist()
     wanted = {row["video_id"] for row in rows}
     known = set()
     paths = sorted(tf.io.gfile.glob(f"{artifact(run, 'frames')}/{frame_embedder.FRAMES}/*"))
@@ -132,6 +133,5 @@ def _frames(run: Mapping[str, Any], world: str) -> Iterator[bytes]:
         known.add(video)
         if video in wanted:
             yield record
-    encode = encoders.encoder(FrameSettings.model_validate(run["config"]["frames"]))
     new = [row for row in rows if row["video_id"] not in known]
-    yield from (found.example for found in frame_embedder.described(new, world, encode))
+    yield from (found.example for found in frame_embedder.described(new, world, encoders.encoder(settings)))

@@ -27,8 +27,10 @@ _VGG_MEANS = (103.939, 116.779, 123.68)  # BGR, of the pictures that VGG was tra
 Encoder = Callable[[Sequence[Image]], np.ndarray]
 
 
-def encoder(settings: FrameSettings) -> Encoder:
-    """From BGR pictures [H, W, 3] to float32 [pictures, C]."""
+def encoder(settings: FrameSettings) -> Encoder | None:
+    """From BGR pictures [H, W, 3] to float32 [pictures, C]; None where the videos come with vectors."""
+    if settings.encoder == "given":
+        return None
     return _vgg19(str(settings.weights)) if settings.encoder == "vgg19" else colours
 
 

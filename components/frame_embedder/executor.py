@@ -31,6 +31,7 @@ from components.impression_example_gen import impressions, partitions
 from components.world import files, tables
 from components.world.pictures import Image, read_picture
 from transform import frames
+from transform.contract import ContractError
 
 SUMMARY_FILE, FRAMES = "summary.json", "frames"
 VIDEOS_PER_PARTITION = 2048
@@ -39,7 +40,10 @@ LARGEST_SIDE = 512  # pixels of a picture; no encoder looks at more
 LOOKS = pa.schema(list(tables.CANONICAL["looks"].items()))
 _COUNTED = ("videos", "pictures", "bad_pictures")
 
+VECTORS = "frame_vectors"
+
 Row = dict[str, Any]
+Picture = tuple[str, float | None]  # path, and at which second
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -66,7 +70,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         world = exec_properties["world"]
         settings = FrameSettings.model_validate_json(exec_properties["settings_json"])
         encoder(settings)  # weights that do not fit are said here rather than by a worker
-        rows = read_pictures(world, has_key_frames(input_dict))
+        rows = read_pictures(world, has_key_frames(input_dict), settings.encoder == "given")
         files.make_folder(f"{made.uri}/{FRAMES}")
         tables.write_table(f"{made.uri}/looks", "none", LOOKS.empty_table())  # where there is no video at all
         with self._make_beam_pipeline() as pipeline:
@@ -84,32 +88,55 @@ def read_summary(uri: str) -> dict[str, int]:
         return dict(json.loads(file.read()))
 
 
-def read_pictures(world: str, with_key_frames: bool) -> pa.Table:
-    """All videos, with the `path` and `at_seconds` of each candidate, in the order of their index."""
+def read_pictures(world: str, with_key_frames: bool, with_vectors: bool = False) -> pa.Table:
+    """All videos, with the `path` and `at_seconds` of each candidate, in the order of their index.
+
+    Args:
+        world: Folder of the table `videos`.
+        with_key_frames: Whether those that ClipExampleGen found go before a video's own pictures.
+        with_vectors: Whether the videos come with `frame_vectors`: only their own pictures can be meant.
+
+    Raises:
+        ContractError: Ids are not clear, or there is no column of vectors.
+    """
     rows = tables.read_table(world, "videos").combine_chunks()
     impressions.refuse_unclear_ids(rows, "video_id", f"{world}, videos")
     given = [_own_pictures(row) for row in rows.select(_present(rows, "frame_paths", "cover_path")).to_pylist()]
-    found = _key_frames(world) if with_key_frames else {}
+    found = _key_frames(world) if with_key_frames and not with_vectors else {}
     pictures = [found.get(video) or own for video, own in zip(rows["video_id"].to_pylist(), given, strict=True)]
+    more = {}
+    if with_vectors:
+        if VECTORS not in rows.column_names:
+            raise ContractError(
+                f"{world}, videos: frames with encoder `given` need the column {VECTORS}, got none: add it, or choose "
+                "another encoder"
+            )
+        more[VECTORS] = rows[VECTORS]
+        pictures = [_described_pictures(*pair) for pair in zip(pictures, rows[VECTORS].to_pylist(), strict=True)]
     paths = pa.array([[path for path, _ in row] for row in pictures], pa.list_(pa.string()))
     seconds = pa.array([[at for _, at in row] for row in pictures], pa.list_(pa.float64()))
-    return pa.table({"video_id": rows["video_id"], frames.PATH: paths, frames.SECONDS: seconds})
+    return pa.table({"video_id": rows["video_id"], frames.PATH: paths, frames.SECONDS: seconds, **more})
 
 
 def _present(rows: pa.Table, *names: str) -> list[str]:
     return [name for name in names if name in rows.column_names] or rows.column_names[:1]
 
 
-def _own_pictures(row: Row) -> list[tuple[str, float | None]]:
+def _own_pictures(row: Row) -> list[Picture]:
     paths = row.get("frame_paths") or [row.get("cover_path")]
     return [(path, None) for path in paths if path]
 
 
-def _key_frames(world: str) -> dict[str, list[tuple[str, float | None]]]:
+def _described_pictures(pictures: list[Picture], vectors: list[float] | None) -> list[Picture]:
+    """The pictures that vectors are of: without any, one that nobody can look at."""
+    return (pictures or [("", None)]) if vectors else []
+
+
+def _key_frames(world: str) -> dict[str, list[Picture]]:
     """What ClipExampleGen found, by video."""
     columns = ["video_id", "frame_index", "path", "at_seconds"]
     table = tables.read_table(world, "key_frames", columns).sort_by([("frame_index", "ascending")])
-    found: dict[str, list[tuple[str, float | None]]] = {}
+    found: dict[str, list[Picture]] = {}
     for row in table.to_pylist():
         found.setdefault(row["video_id"], []).append((row["path"], row["at_seconds"]))
     return found
@@ -168,24 +195,46 @@ class Described(NamedTuple):
     readable: list[bool]
 
 
-def described(rows: Sequence[Row], world: str, encode: Encoder) -> Iterator[Described]:
+def described(rows: Sequence[Row], world: str, encode: Encoder | None) -> Iterator[Described]:
     """What the candidates for the covers of videos look like.
 
     Args:
         rows: Of `read_pictures`.
         world: Where relative paths start.
-        encode: From pictures to vectors.
+        encode: From pictures to vectors; None: the rows have vectors.
+
+    Raises:
+        ContractError: The vectors given do not fit the pictures.
     """
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
-        pictures = [_picture(files.locate(world, path)) for row in batch for path in row[frames.PATH]]
-        vectors = _vectors(pictures, encode)
-        ends = np.cumsum([len(row[frames.PATH]) for row in batch])
-        for row, own, end in zip(batch, np.split(vectors, ends[:-1]), ends, strict=True):
-            there = [picture is not None for picture in pictures[end - len(own) : end]]
+        looks = map(_given, batch) if encode is None else _encoded(batch, world, encode)
+        for row, (own, there) in zip(batch, looks, strict=True):
             seconds = [np.nan if at is None else at for at in row[frames.SECONDS]]
             example = frames.encode(row["video_id"], row[frames.PATH], seconds, own, there)
             yield Described(row["video_id"], example, own[there].mean(axis=0) if any(there) else None, there)
+
+
+def _given(row: Row) -> tuple[np.ndarray, list[bool]]:
+    """[F, C] and [F]: what is no number counts as a picture that could not be read."""
+    count = len(row[frames.PATH])
+    values = np.array(row[VECTORS] or [], np.float32)
+    if len(values) % max(count, 1):
+        raise ContractError(
+            f"videos: expected {VECTORS} of {row['video_id']!r} to be {count} vectors of one width, one for each "
+            f"picture, got {len(values)} values"
+        )
+    vectors = values.reshape(count, -1) if count else np.zeros((0, 0), np.float32)
+    there = np.isfinite(vectors).all(axis=1)
+    return np.where(there[:, np.newaxis], vectors, 0), there.tolist()
+
+
+def _encoded(batch: Sequence[Row], world: str, encode: Encoder) -> Iterator[tuple[np.ndarray, list[bool]]]:
+    pictures = [_picture(files.locate(world, path)) for row in batch for path in row[frames.PATH]]
+    vectors = _vectors(pictures, encode)
+    ends = np.cumsum([len(row[frames.PATH]) for row in batch])
+    for own, end in zip(np.split(vectors, ends[:-1]), ends, strict=True):
+        yield own, [picture is not None for picture in pictures[end - len(own) : end]]
 
 
 def _picture(path: str) -> Image | None:

@@ -12,13 +12,14 @@ class FrameSettings(BaseModel):
 
     Attributes:
         encoder: `colours` needs no weights: hues, brightness and edges of each quarter of a picture. `vgg19` is the
-            paper's: 4,096 values of the layer fc2.
+            paper's: 4,096 values of the layer fc2. `given` takes the column `frame_vectors` of the videos: the values
+            of all pictures of a video one behind the other, or of one frame where it has no picture.
         weights: File of Keras's VGG19 with its top layers; `vgg19` needs one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    encoder: Literal["colours", "vgg19"] = "colours"
+    encoder: Literal["colours", "vgg19", "given"] = "colours"
     weights: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")

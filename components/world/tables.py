@@ -45,6 +45,7 @@ CANONICAL: dict[str, dict[str, pa.DataType]] = {
         "group_id": pa.string(),
         "cover_path": pa.string(),
         "frame_paths": STRINGS,
+        "frame_vectors": FLOATS,
     },
     "interactions": {"user_id": pa.string(), "video_id": pa.string(), "at": pa.int64()},
     "content": {"video_id": pa.string(), **dict.fromkeys(CONTENT, FLOATS), "fingerprint": pa.string()},

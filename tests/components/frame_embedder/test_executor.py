@@ -36,14 +36,16 @@ def world(tmp_path) -> str:
     return str(tmp_path)
 
 
-def run(world: str, uri: str, with_clips: bool) -> tuple[FrameVectors, dict[str, tuple[list[str], np.ndarray]]]:
+def run(
+    world: str, uri: str, with_clips: bool, encoder: str = "colours"
+) -> tuple[FrameVectors, dict[str, tuple[list[str], np.ndarray]]]:
     made = FrameVectors()
     made.uri = uri
     clips = standard_artifacts.Examples()
     clips.set_int_custom_property("key_frames", 2)
     given = {"clips": [clips]} if with_clips else {}
     context = BaseBeamExecutor.Context(beam_pipeline_args=["--runner=DirectRunner"], tmp_dir=uri, unique_id="1")
-    properties = {"world": world, "settings_json": FrameSettings().model_dump_json()}
+    properties = {"world": world, "settings_json": FrameSettings(encoder=encoder).model_dump_json()}
     Executor(context).Do(given, {"frames": [made]}, properties)
     frames = read(uri)
     by_video = zip(frames.ids, frames.paths, frames.vectors, strict=True)
@@ -85,6 +87,33 @@ def test_a_picture_that_cannot_be_read_keeps_its_place_and_is_counted(world, tmp
     assert (len(looks), looks["v3"]) == (4, None)
     assert read_summary(made.uri) == {"videos": 4, "pictures": 6, "bad_pictures": 2}
     assert made.get_int_custom_property("bad_pictures") == 2
+
+
+def with_vectors(world: str, vectors: list[list[float] | None]) -> None:
+    rows = tables.read_table(world, "videos")
+    tables.write_table(world, "videos", rows.append_column("frame_vectors", pa.array(vectors, tables.FLOATS)))
+
+
+def test_vectors_that_come_with_the_videos_are_taken_as_they_are(world, tmp_path):
+    # v0 has one picture, v1 none known of it, v2 four, one of whose vectors is no number, v3 no picture at all.
+    with_vectors(world, [[1, 2], None, [3, 4, 5, 6, float("nan"), 8, 9, 10], [11, 12]])
+    made, found = run(world, str(tmp_path / "1"), with_clips=True, encoder="given")
+    np.testing.assert_array_equal(found["v0"][1][0], [1, 2])
+    np.testing.assert_array_equal(found["v2"][1], [[3, 4], [5, 6], [0, 0], [9, 10]])
+    np.testing.assert_array_equal(found["v3"][1][0], [11, 12])
+    assert (found["v0"][0], found["v3"][0]) == (["red.png"], [])  # none to be looked at
+    assert found["v2"][0] == ["broken.jpg", "blue.png", "lost.png", "red.png"]  # which nobody opened
+    frames = read(made.uri)
+    assert dict(zip(frames.ids, frames.mask.sum(axis=1), strict=True)) == {"v0": 1, "v1": 0, "v2": 3, "v3": 1}
+    assert read_summary(made.uri) == {"videos": 4, "pictures": 6, "bad_pictures": 1}
+
+
+def test_vectors_that_do_not_fit_the_pictures_are_refused(world, tmp_path):
+    with pytest.raises(ContractError, match="encoder `given` need the column frame_vectors, got none"):
+        run(world, str(tmp_path / "1"), with_clips=False, encoder="given")
+    with_vectors(world, [[1, 2], [1, 2], [1, 2, 3], None])
+    with pytest.raises(Exception, match=r"frame_vectors of 'v2' to be 4 vectors of one width.*got 3 values"):
+        run(world, str(tmp_path / "2"), with_clips=False, encoder="given")
 
 
 def test_colours_tell_hue_brightness_and_direction_by_quarter():
