@@ -44,6 +44,7 @@ from transform.schema import parse_spec
 _RETRIEVAL_LOSS = tf.autograph.to_graph(tfrs.tasks.Retrieval.call, recursive=False)
 TOP = 20  # validation recall is at so many
 VALIDATED = 4096  # queries, spread over the validation rows
+AT_ONCE = 256  # queries
 
 
 class Config(Settings):
@@ -228,13 +229,17 @@ def measure(towers: np.ndarray, labels: np.ndarray, weights: np.ndarray, tempera
     clicked = np.flatnonzero((labels > 0) & (weights > 0))
     queries, candidates = np.split(towers[clicked].astype(np.float32), 2, axis=1)
     distinct, positive = np.unique(candidates, axis=0, return_inverse=True)
-    chosen = np.unique(np.linspace(0, len(clicked) - 1, VALIDATED).astype(int)) if len(clicked) else clicked
-    scores = queries[chosen] @ distinct.T / temperature
-    own = scores[np.arange(len(chosen)), positive.ravel()[chosen], None]
-    losses = np.log(np.exp(scores - own).sum(axis=1))
-    hits = (scores > own).sum(axis=1) < TOP
-    if not len(chosen):
+    if not len(clicked):
         return {"loss": float("nan"), "recall": float("nan")}
+    chosen = np.unique(np.linspace(0, len(clicked) - 1, VALIDATED).astype(int))
+    losses, hits = np.zeros(len(chosen)), np.zeros(len(chosen), bool)
+    for start in range(0, len(chosen), AT_ONCE):  # all would be gigabytes with many videos
+        part = slice(start, start + AT_ONCE)
+        scores = queries[chosen[part]] @ distinct.T / temperature
+        own = np.take_along_axis(scores, positive.ravel()[chosen[part], None], axis=1)
+        best = scores.max(axis=1, keepdims=True)
+        losses[part] = (np.log(np.exp(scores - best).sum(axis=1, keepdims=True)) + best - own)[:, 0]
+        hits[part] = (scores > own).sum(axis=1) < TOP
     given = weights[clicked][chosen]
     return {"loss": float(np.average(losses, weights=given)), "recall": float(np.average(hits, weights=given))}
 

@@ -150,6 +150,17 @@ def test_validation_recall_ranks_among_the_distinct_videos_that_occur():
     assert measure(towers, np.ones(60), weights, 1.0)["recall"] == 1
 
 
+def test_validation_loss_is_that_of_all_queries_however_many_are_scored_at_once(monkeypatch):
+    random = np.random.default_rng(0)
+    towers = random.normal(size=(23, 8)).astype(np.float32)
+    monkeypatch.setattr(topic_retrieval, "AT_ONCE", 5)
+    measured = measure(towers, np.ones(23), np.ones(23), 0.01)  # scores of hundreds: exp alone would overflow
+    scores = towers[:, :4].astype(float) @ towers[:, 4:].T.astype(float) / 0.01
+    expected = np.mean(np.logaddexp.reduce(scores, axis=1) - np.diag(scores))
+    assert measured["loss"] == pytest.approx(expected, rel=1e-5)
+    assert measured["recall"] == np.mean([(row > row[i]).sum() < 20 for i, row in enumerate(scores)])
+
+
 def test_a_padded_history_is_the_shorter_one_and_an_empty_one_zeros():
     random = np.random.default_rng(0)
     vectors = random.normal(size=(1, 4, 3)).astype(np.float32)
