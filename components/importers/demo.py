@@ -1,15 +1,16 @@
 """The demo world: seeded, synthetic, and with a known answer.
 
-Users have latent tastes over topics and their subtopics, and a favourite hue, which has nothing to do with topics. What
-they are shown depends on how young and how popular a video is; whether they click depends mostly on their taste, on how
-near to their hue the video's scenes are (some users care four times as much as others), and a little on the video's
-quality and on whether they follow its author:
+Users have latent tastes over topics and their subtopics, and tastes for looks, which have nothing to do with topics: a
+favourite hue, a favourite direction of lines, and calm or moving scenes; how much each of the three counts differs.
+What they are shown depends on how young and how popular a video is; whether they click depends mostly on their taste,
+on how much they like the looks of the video's scenes (some users care four times as much as others), and a little on
+the video's quality and on whether they follow its author:
 
     P(click) = sigmoid(TASTE * affinity(user, video) + LOOK * care(user) * appeal(user, video)
                        + QUALITY * quality(video) + FOLLOW * follows(user, author) + BIAS)
 
-appeal is over the scenes that are lit; about half of them are not, and have a hue that nobody heeds. Of half of the
-videos clicked it is known which frame the user liked: near to the user's hue and lit.
+appeal is over the scenes that are lit; about half of them are not, and have looks that nobody heeds. Of half of the
+videos clicked it is known which frame the user liked: lit, and with looks to the user's taste.
 
 What a video is about shows in its media (`demo_media.py`). A quarter of the uploaders say nothing about it: no
 category, no telling title or tags. Of these, media alone tell what a new video is about.
@@ -44,10 +45,12 @@ Ints = npt.NDArray[np.int64]
 START = 1_704_067_200  # 2024-01-01, UTC
 DAY = 86_400
 DAYS = 30
-TASTE, LOOK, QUALITY, FOLLOW, BIAS = 1.35, 1.0, 0.3, 0.7, -0.9
+TASTE, LOOK, QUALITY, FOLLOW, BIAS = 1.35, 1.5, 0.3, 0.7, -0.9
 CARE = (0.4, 1.6)  # each of half of the users
+HEED = (0.3, 1.0)  # from, to: of hue, of lines and of movement
 LIKING = 5.0  # how sharply a liked frame is chosen
 LIT, DIM = 0.55, 0.2  # share of scenes; light of the others
+ALIKE = SCENES // 2  # scenes of a video that have nearly one hue
 YOUTH_DAYS = 8.0  # after which a video is shown e times less
 LATE_USERS = 0.1  # share of users whose first day is in the last fifth
 SILENT, WITHOUT_MEDIA, UNLABELLED = 0.2, 0.1, 0.25  # shares of videos
@@ -67,7 +70,9 @@ class _Videos:
     labelled: npt.NDArray[np.bool_]  # [V], whether the uploader says what it is about
     media: npt.NDArray[np.bool_]  # [V]
     loud: npt.NDArray[np.bool_]  # [V], whether the media have sound
-    hue: Floats  # [V, F], of each scene
+    hue: Floats  # [V, F], of each scene, in turns
+    lines: Floats  # [V, F], their direction, in half turns
+    moving: npt.NDArray[np.bool_]  # [V, F]
     lit: npt.NDArray[np.bool_]  # [V, F], at least one of a video's
 
 
@@ -78,11 +83,17 @@ class _Users:
     arrived: Ints  # [U], unix seconds
     activity: Floats  # [U], relative
     hue: Floats  # [U], the favourite
+    lines: Floats  # [U], likewise
+    moving: npt.NDArray[np.bool_]  # [U], whether moving scenes are liked, or calm ones
+    heed: Floats  # [U, 3], how much hue, lines and movement count; of length 1
     care: Floats  # [U], for looks
 
-    def liking(self, user: Ints, hue: Floats) -> Floats:
-        """How near hues [N, F] are to the users' [N]: -1 to 1."""
-        return np.asarray(np.cos(2 * np.pi * (hue - self.hue[user][:, None])))
+    def liking(self, user: Ints, videos: _Videos, video: Ints) -> Floats:
+        """How much users [N] like the scenes of videos [N], lit or not: [N, F], with a variance of 0.5."""
+        hue = np.cos(2 * np.pi * (videos.hue[video] - self.hue[user][:, None]))
+        lines = np.cos(2 * np.pi * (videos.lines[video] - self.lines[user][:, None]))
+        movement = np.where(videos.moving[video] == self.moving[user][:, None], 0.5**0.5, -(0.5**0.5))
+        return np.asarray(np.einsum("nk,knf->nf", self.heed[user], np.stack([hue, lines, movement])))
 
 
 @dataclass(frozen=True)
@@ -151,11 +162,13 @@ def _draw_videos(rng: np.random.Generator, number: int) -> _Videos:
     quality = rng.standard_normal(number)
     labelled, media, loud = (rng.random(number) >= share for share in (UNLABELLED, WITHOUT_MEDIA, SILENT))
     hue, lit = rng.random((number, SCENES)), rng.random((number, SCENES)) < LIT
-    hue[:, : SCENES // 2] = hue[:, :1] + 0.06 * rng.standard_normal((number, SCENES // 2))  # half are of one mood
+    hue[:, :ALIKE] = hue[:, :1] + 0.06 * rng.standard_normal((number, ALIKE))
     lit[~lit.any(axis=1), 0] = True
     order = rng.random((number, SCENES)).argsort(axis=1)
+    (looks,) = rng.spawn(1)
+    lines, moving = looks.random((number, SCENES)), looks.random((number, SCENES)) < 0.5
     hue, lit = np.take_along_axis(hue % 1, order, axis=1), np.take_along_axis(lit, order, axis=1)
-    return _Videos(subtopic, author, quality, published, duration, labelled, media, loud, hue, lit)
+    return _Videos(subtopic, author, quality, published, duration, labelled, media, loud, hue, lines, moving, lit)
 
 
 def _draw_users(rng: np.random.Generator, number: int, videos: _Videos) -> _Users:
@@ -173,7 +186,11 @@ def _draw_users(rng: np.random.Generator, number: int, videos: _Videos) -> _User
     first_day = np.where(late, rng.uniform(0.8, 0.97, number), rng.uniform(-0.5, 0.5, number).clip(0)) * DAYS
     arrived = START + (DAY * first_day).astype(np.int64)
     activity = rng.lognormal(0, 0.6, number)
-    return _Users(affinity, follows, arrived, activity, rng.random(number), rng.choice(CARE, number))
+    hue, care = rng.random(number), rng.choice(CARE, number)
+    (looks,) = rng.spawn(1)
+    lines, moving, heed = looks.random(number), looks.random(number) < 0.5, looks.uniform(*HEED, (number, 3))
+    heed /= np.linalg.norm(heed, axis=1, keepdims=True)
+    return _Users(affinity, follows, arrived, activity, hue, lines, moving, heed, care)
 
 
 def _draw_events(rng: np.random.Generator, users: _Users, videos: _Videos, number: int) -> _Events:
@@ -188,7 +205,7 @@ def _draw_events(rng: np.random.Generator, users: _Users, videos: _Videos, numbe
     seen = np.sort(rng.permutation(first)[:number])
     user, video, at = user[seen], video[seen], at[seen]
     follows = users.follows[user, videos.author[video]]
-    liking, lit = users.liking(user, videos.hue[video]), videos.lit[video] & videos.media[video, None]
+    liking, lit = users.liking(user, videos, video), videos.lit[video] & videos.media[video, None]
     appeal = 2 * (liking * lit).sum(axis=1) / np.maximum(lit.sum(axis=1), 1)
     logit = TASTE * users.affinity[user, videos.subtopic[video]] + LOOK * users.care[user] * appeal
     logit += QUALITY * videos.quality[video] + FOLLOW * follows + BIAS
@@ -200,7 +217,7 @@ def _draw_feedback(rng: np.random.Generator, users: _Users, videos: _Videos, eve
     """The frame that the user liked of half of the videos clicked, and how often that is the likeliest one."""
     told = np.flatnonzero(events.clicked & videos.media[events.video] & (rng.random(len(events.at)) < 0.5))
     user, video = events.user[told], events.video[told]
-    score = LIKING * np.where(videos.lit[video], users.liking(user, videos.hue[video]), -1.0)
+    score = LIKING * np.where(videos.lit[video], users.liking(user, videos, video), -1.0)
     frame = (score + rng.gumbel(size=score.shape)).argmax(axis=1)  # drawn by the softmax of the score
     columns = {
         "user_id": _ids("u", user),
@@ -267,7 +284,8 @@ def _write_media(out: str, videos: _Videos, seed: int) -> None:
         path = files.join(out, _media(f"v{video:04d}"))
         subtopic, rng = int(videos.subtopic[video]), np.random.default_rng([seed, video])
         light = demo_media.hue(videos.hue[video]) * np.where(videos.lit[video], 1.0, DIM)[:, np.newaxis]
-        demo_media.write_clip(path, int(TOPIC_OF[subtopic]), subtopic % 3, bool(videos.loud[video]), light, rng)
+        scenes = demo_media.Scenes(light, videos.lines[video], videos.moving[video])
+        demo_media.write_clip(path, int(TOPIC_OF[subtopic]), subtopic % 3, bool(videos.loud[video]), scenes, rng)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(write, np.flatnonzero(videos.media).tolist()))

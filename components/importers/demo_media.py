@@ -2,14 +2,15 @@
 
 What a clip shows follows what it is about: the shape and how it moves tell the topic (each shape and each motion alone
 belongs to several), stripes and the beat of the tone tell the subtopic, and colours hint at both. All of it varies from
-clip to clip. A band at the top has nothing to do with that: its light changes from scene to scene, and is what people
-like a frame for. The bytes depend on the arguments alone: one thread, and containers without times.
+clip to clip. A band at the top has nothing to do with that: its light, the direction of its lines and whether movement
+smears them change from scene to scene, and are what people like a frame for. The bytes depend on the arguments alone:
+one thread, and containers without times.
 """
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from components.world import files
 
 SIZE, FRAMES, RATE, SAMPLE_RATE = 48, 16, 16, 16_000
-SCENES, BAND = 8, 12  # scenes of equal length; height of the band
+SCENES, BAND = 8, 16  # scenes of equal length; height of the band
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
@@ -28,7 +29,21 @@ _EXACT = {"flags": "+bitexact"}
 _MOTIONS = 3  # along a line, round and round, growing and shrinking
 
 
-def write_clip(path: str, topic: int, subtopic: int, loud: bool, light: Floats, rng: np.random.Generator) -> None:
+class Scenes(NamedTuple):
+    """What the band of each scene looks like.
+
+    Attributes:
+        light: RGB, 0 to 1, [SCENES, 3].
+        lines: Direction of its lines in half turns, [SCENES].
+        moving: Whether they move, [SCENES].
+    """
+
+    light: Floats
+    lines: Floats
+    moving: npt.NDArray[np.bool_]
+
+
+def write_clip(path: str, topic: int, subtopic: int, loud: bool, scenes: Scenes, rng: np.random.Generator) -> None:
     """Render a clip of one second, H.264 with or without AAC, to a file.
 
     Args:
@@ -36,11 +51,11 @@ def write_clip(path: str, topic: int, subtopic: int, loud: bool, light: Floats, 
         topic: From 0.
         subtopic: 0, 1 or 2, within the topic.
         loud: Whether it has sound.
-        light: RGB of the band in each scene, 0 to 1, [SCENES, 3].
+        scenes: The band's.
         rng: Decides all that neither topic nor subtopic does.
     """
     with files.writing(path) as file, av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        streams = {_picture_stream(container): map(_picture_frame, _pictures(topic, subtopic, light, rng))}
+        streams = {_picture_stream(container): map(_picture_frame, _pictures(topic, subtopic, scenes, rng))}
         if loud:
             heard = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options=_EXACT)
             streams[heard] = map(_sound_frame, [_tone(topic, subtopic, rng)])
@@ -54,7 +69,7 @@ def hue(turns: Floats) -> Floats:
     return 0.5 + 0.45 * np.cos(2 * np.pi * (turns[..., np.newaxis] - np.arange(3) / 3))
 
 
-def _pictures(topic: int, subtopic: int, light: Floats, rng: np.random.Generator) -> Pixels:
+def _pictures(topic: int, subtopic: int, scenes: Scenes, rng: np.random.Generator) -> Pixels:
     """[FRAMES, SIZE, SIZE, 3]."""
     kind, motion = topic // _MOTIONS, topic % _MOTIONS
     time = np.arange(FRAMES) / FRAMES * rng.uniform(0.8, 1.2) + rng.random()
@@ -62,13 +77,23 @@ def _pictures(topic: int, subtopic: int, light: Floats, rng: np.random.Generator
     ground = _stripes(subtopic, rng)[..., np.newaxis] * _colour(topic / 12 + subtopic / 9, rng)
     front = _colour(topic / 12 + 0.5, rng)
     frames = []
-    lit = np.repeat(light, FRAMES // SCENES, axis=0)
-    for (x, y), radius, band in zip(centres, radii, lit, strict=True):
+    for (x, y), radius, band in zip(centres, radii, _bands(scenes), strict=True):
         mask = _shape(kind, (_X - x) / radius, (_Y - y) / radius)[..., np.newaxis]
         picture = np.where(mask, front, ground)
         picture[:BAND] = band
         frames.append(picture + 0.02 * rng.standard_normal((SIZE, SIZE, 1)))
     return (np.clip(np.stack(frames), 0, 1) * 255).astype(np.uint8)
+
+
+def _bands(scenes: Scenes) -> Floats:
+    """The band in each picture, [FRAMES, BAND, SIZE, 3]: what moves is smeared, and elsewhere in the next picture."""
+    each = FRAMES // SCENES
+    angle = np.pi * np.repeat(scenes.lines, each)[:, np.newaxis, np.newaxis]
+    moving = np.repeat(scenes.moving, each)[:, np.newaxis, np.newaxis]
+    later = (np.arange(FRAMES) % each)[:, np.newaxis, np.newaxis]
+    across = np.cos(angle) * _X[:BAND] + np.sin(angle) * _Y[:BAND]
+    waves = 0.65 + np.where(moving, 0.12, 0.35) * np.sin(20 * across + 2 * moving * later)
+    return np.asarray(waves[..., np.newaxis] * np.repeat(scenes.light, each, axis=0)[:, np.newaxis, np.newaxis])
 
 
 def _path(motion: int, time: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
