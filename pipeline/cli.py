@@ -52,8 +52,15 @@ def demo(runs: Runs = Path("runs")) -> None:
     import_demo(str(DEMO_WORLD))  # seeded: the same bytes each time, so that nothing after it runs again
     folder = _run(config.load("demo"), str(DEMO_WORLD), runs / "demo")
     _report(folder)
-    user, other = _busiest_users(str(DEMO_WORLD))
-    _recommend(folder, user, n=10, target=None, as_json=False, html=folder / "feed.html", beside=other)
+    _recommend(
+        folder,
+        _busiest_users(str(DEMO_WORLD))[0],
+        n=10,
+        target=None,
+        as_json=False,
+        html=folder / "feed.html",
+        beside=None,
+    )
 
 
 importers = typer.Typer(help="Turn a public data set, or tables of your own, into a world.", no_args_is_help=True)
@@ -232,7 +239,7 @@ def recommend(
     target: Annotated[str | None, typer.Option("--target", help="HOST:PORT; default: a server just for this.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write the feed with its covers to this file.")] = None,
-    beside: Annotated[str | None, typer.Option("--beside", help="A second user, for --html.")] = None,
+    beside: Annotated[str | None, typer.Option("--beside", help="The page's second user; default: a busy one.")] = None,
     folder: RunFolder = None,
     runs: Runs = Path("runs"),
 ) -> None:
@@ -240,7 +247,7 @@ def recommend(
     from pipeline.runs import newest_run
 
     if beside is not None and html is None:
-        raise ContractError("--beside shows a second user on the page of --html: give --html FILE too")
+        raise ContractError("--beside names the second user of the page of --html: give --html FILE too")
     _recommend(folder or newest_run(runs, with_models=True), user, n, target, as_json, html, beside)
 
 
@@ -417,8 +424,9 @@ def _recommend(
                 if html is not None:
                     from pipeline.feed_page import write_page
 
-                    others = [feeds.recommend(record, beside, n, client)] if beside else []
-                    write_page(record, [feed, *others], client, html)
+                    others = [beside] if beside else [busy for busy in _busiest_users(record["world"]) if busy != user]
+                    pair = [feed, *(feeds.recommend(record, other, n, client) for other in others[:1])]
+                    write_page(record, pair, client, html)
         except ServingError as error:
             raise RunFailedError(str(error)) from error
         if as_json:
@@ -489,12 +497,13 @@ def _world(config: RunConfig, world: str | None) -> str:
     return found
 
 
-def _busiest_users(world: str) -> tuple[str, str]:
+def _busiest_users(world: str) -> list[str]:
+    """The two users with most events."""
     from components.world import tables
 
     users = tables.read_table(world, "interactions", ["user_id"])["user_id"]
     counts = sorted(users.value_counts().to_pylist(), key=lambda entry: (-entry["counts"], entry["values"]))
-    return str(counts[0]["values"]), str(counts[1]["values"])
+    return [str(entry["values"]) for entry in counts[:2]]
 
 
 def _timestamp() -> str:
