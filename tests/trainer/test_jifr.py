@@ -44,9 +44,9 @@ def shown(of: Shape, ids: list[int], known: list[float]) -> Shown:
     return Shown(tf.constant(ids, tf.int64), tf.constant(known), tf.constant(of.frames[ids]), tf.constant(of.mask[ids]))
 
 
-def scored(scorer: Any, of: Shape, users: list[int], videos: Shown) -> np.ndarray:
+def scored(scorer: Any, of: Shape, users: list[int], videos: Shown, history: tuple[int, ...] = (1, 2, 0)) -> np.ndarray:
     """Every user with every video."""
-    inputs = {"user_id": tf.constant(users, tf.int64), "history": tf.constant([[1, 2, 0]] * len(users), tf.int64)}
+    inputs = {"user_id": tf.constant(users, tf.int64), "history": tf.constant([history] * len(users), tf.int64)}
     which = tf.repeat(tf.range(len(videos.ids))[tf.newaxis], len(users), axis=0)
     return np.asarray(scorer(inputs, videos, which, 0.0)["scores"])
 
@@ -140,6 +140,57 @@ def test_the_baselines_score_as_their_papers_say():
     x = (hidden @ cdl.project.kernel.numpy()).mean(axis=1)
     distance = ((cdl.user_table.embeddings.numpy()[2] - x) ** 2).sum(axis=1)
     np.testing.assert_allclose(scored(cdl, of, [2], both)[0], -distance, atol=1e-4)
+
+
+def relu_attention(attention: Any, user: np.ndarray, other: np.ndarray) -> float:
+    """w relu(W_u u + W_x x + b), before the softmax."""
+    hidden = user @ attention.of_user.kernel.numpy() + other @ attention.of_other.kernel.numpy()
+    hidden = np.maximum(hidden + attention.of_other.bias.numpy(), 0)
+    return float((hidden @ attention.weigh.kernel.numpy())[0])
+
+
+@pytest.mark.parametrize("watched", [(1, 2, 0), (4, 0, 0), (3, 5, 2), (0, 0, 0)])
+def test_acf_scores_a_user_who_is_also_what_was_watched(watched: tuple[int, ...]):
+    """Chen et al. 2017: score eq. 5, items weighed by eq. 6-7, frames by eq. 9-11; 0 is padding, 3 has no frame."""
+    of = shape()
+    acf = jifr.BASELINES["acf"](Config(**SMALL), of)
+    spread(acf, of)
+    u, v, p = (t.embeddings.numpy() for t in (acf.user_table, acf.video_table, acf.auxiliary))
+    bias = acf.bias_table.embeddings.numpy()[:, 0]
+    got = scored(acf, of, [1, 3], shown(of, [1, 4], [1.0, 1.0]), watched)
+    for row, user in enumerate((1, 3)):
+        weights, items = [], [item for item in watched if item]
+        for item in items:
+            frames, content = of.frames[item][of.mask[item] > 0], np.zeros(WIDTH)
+            if len(frames):  # eq. 9-11
+                content = softmax(np.array([relu_attention(acf.component, u[user], c) for c in frames])) @ frames
+            weights.append(relu_attention(acf.item, u[user], np.concatenate([v[item], p[item], content])))  # eq. 6
+        own = u[user] + (softmax(np.array(weights)) @ p[items] if items else 0)  # eq. 7, and 5 in brackets
+        np.testing.assert_allclose(got[row], bias[[1, 4]] + v[[1, 4]] @ own, atol=1e-4)
+
+
+def test_vpoi_scores_without_pictures_which_count_by_the_loss_alone():
+    """Wang et al. 2017, eq. 5-8: whose pictures are whose is told by Q among users, by P among videos."""
+    of = shape()
+    vpoi = jifr.BASELINES["vpoi"](Config(**SMALL, picture_weight=0.3), of)
+    spread(vpoi, of)
+    u, v = vpoi.user_table.embeddings.numpy(), vpoi.video_table.embeddings.numpy()
+    bias, ids = vpoi.bias_table.embeddings.numpy()[:, 0], [1, 4, 2]
+    got = scored(vpoi, of, [2], shown(of, ids, [1.0] * 3))[0]
+    np.testing.assert_allclose(got, bias[ids] + v[ids] @ u[2], atol=1e-5)
+
+    pictures = np.stack([of.frames[i][of.mask[i] > 0].mean(axis=0) for i in ids])  # the first is the positive one's
+    of_user = pictures @ vpoi.of_users.kernel.numpy() @ u[2]
+    of_video = pictures @ vpoi.of_videos.kernel.numpy() @ v[ids[0]]
+    worse = sum(np.mean([np.log1p(np.exp(told[n] - told[0])) for n in (1, 2)]) for told in (of_user, of_video))
+    square = {i: v[i] @ v[i] + bias[i] ** 2 for i in ids}
+    l2 = u[2] @ u[2] + square[1] + (square[4] + square[2]) / 2
+    inputs, which = {"user_id": tf.constant([2], tf.int64)}, tf.constant([[0, 1, 2]])
+    penalty = vpoi(inputs, shown(of, ids, [1.0] * 3), which, 0.1)["penalty"]
+    np.testing.assert_allclose(penalty, [0.1 * l2 + 0.3 * worse], rtol=1e-4)
+
+    liked = vpoi.look({"u": tf.constant(u[[2]])}, vpoi.videos(shown(of, [1], [1.0]))["looks"])
+    np.testing.assert_allclose(liked[0], of.frames[1] @ vpoi.of_users.kernel.numpy() @ u[2], atol=1e-5)
 
 
 def test_loss_by_hand():
