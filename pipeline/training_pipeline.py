@@ -13,7 +13,6 @@ from tfx.components import (
     DistributionValidator,
     Evaluator,
     ExampleValidator,
-    InfraValidator,
     Pusher,
     StatisticsGen,
     Transform,
@@ -36,6 +35,7 @@ from components.impression_example_gen.component import ImpressionExampleGen
 from components.impression_example_gen.impressions import SPLITS
 from components.serving_baseline.component import ServingBaseline
 from components.serving_check.component import ServingCheck
+from components.serving_check.infra_validator import InfraValidator
 from components.serving_check.settings import ServingCheckSettings
 from components.topic_learner.component import TopicLearner
 from components.topic_learner.settings import TopicSettings

@@ -12,8 +12,8 @@ class ServingCheckSettings(BaseModel):
 
     Attributes:
         by: `model_server`: Shortlist's own server in a process of its own. `docker` and `kubernetes`: TensorFlow
-            Serving, by TFX's InfraValidator, where an engine or a cluster is at hand; it sees that the model loads, and
-            knows none of the bounds below but `startup_seconds`.
+            Serving, by TFX's InfraValidator, where an engine is at hand, or in a step of Kubeflow Pipelines; it sees
+            that the model loads, and knows none of the bounds below but `startup_seconds`.
         image: Of TensorFlow Serving, for the latter: NAME:TAG.
         requests: How many requests are timed, one after the other.
         p99_milliseconds: The slowest hundredth of them may take so long.
