@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
+from tfx.components.pusher.executor import Executor as PusherExecutor
 from tfx.types import standard_artifacts
 from tfx.utils import path_utils
 
@@ -52,13 +53,17 @@ def model(tmp_path: Path):
     return artifact
 
 
-def checked(model, tmp_path: Path, **settings) -> tuple[bool, dict[str, dict]]:
-    """Whether the model was blessed, and each bound by its metric."""
+def blessing_of(model, tmp_path: Path, **settings) -> standard_artifacts.InfraBlessing:
     blessing = standard_artifacts.InfraBlessing()
     blessing.uri = str(tmp_path / "blessing")
-    Path(blessing.uri).mkdir()
     text = ServingCheckSettings(requests=20, **settings).model_dump_json()
     Executor().Do({"model": [model]}, {"blessing": [blessing]}, {"settings_json": text})
+    return blessing
+
+
+def checked(model, tmp_path: Path, **settings) -> tuple[bool, dict[str, dict]]:
+    """Whether the model was blessed, and each bound by its metric."""
+    blessing = blessing_of(model, tmp_path, **settings)
     found = json.loads((Path(blessing.uri) / CHECK_FILE).read_text())
     blessed = blessing.get_int_custom_property("blessed") == 1
     mark = "INFRA_BLESSED" if blessed else "INFRA_NOT_BLESSED"
@@ -73,6 +78,23 @@ def test_a_model_that_answers_as_it_should_is_blessed_with_what_was_measured(mod
     assert 0 < found["p99 in milliseconds"]["got"] < 1000
     assert 50 < found["megabytes of the server"]["got"] < 4096
     assert found["seconds until it answers"]["got"] > 0.1
+
+
+def versions_pushed(model, blessing: standard_artifacts.InfraBlessing, models: Path) -> int:
+    """How many versions are served after TFX's Pusher was given the model, as it is in the pipeline."""
+    pushed = standard_artifacts.PushedModel()
+    pushed.uri = str(models.parent / "pushed")
+    destination = json.dumps({"filesystem": {"base_directory": str(models)}})
+    given = {"model": [model], "infra_blessing": [blessing]}
+    PusherExecutor().Do(given, {"pushed_model": [pushed]}, {"push_destination": destination})
+    return len(list(models.glob("*/saved_model.pb")))
+
+
+def test_a_refusal_is_what_keeps_the_pusher_from_pushing(model, tmp_path):
+    blessing = blessing_of(model, tmp_path, memory_megabytes=1.0)  # no server holds itself in a megabyte
+    assert versions_pushed(model, blessing, tmp_path / "feed") == 0
+    blessing.set_int_custom_property("blessed", 1)
+    assert versions_pushed(model, blessing, tmp_path / "feed") == 1
 
 
 @pytest.fixture(scope="module")
