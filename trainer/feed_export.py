@@ -109,10 +109,10 @@ class Feed(VideoNumbers):
         self.published, self.category, self.content = (_table(tables[name][order]) for name in between)
         topic, author = topic_feature(contract), _author(contract)
         self.topics = _table(_listed(tables[topic.name][order]) if topic else np.full([len(order), 1], b"", object))
-        names = [row[0] for row in self.topics.numpy()[:-1]]
-        self.topic = _table(_codes(names), missing=-1)
+        first, categories = self.topics.numpy()[:-1, 0], tables[feed.PRIMARY_CATEGORY][order]
+        self.topic = _table(_codes(map(_capped_by, first, categories)), missing=-1)
         self.author = _table(_codes(tables[author.name][order] if author else [b""] * len(order)), missing=-1)
-        popular = _in_turn(self.topic.numpy()[:-1], tables[feed.POSITIVES][order])
+        popular = _in_turn(_codes(first), tables[feed.POSITIVES][order])
         self.popular = tf.Variable(popular, trainable=False)
         self.strides = tf.Variable(_primes_above(len(popular)), trainable=False)
         self.answers = self._signatures()
@@ -374,6 +374,12 @@ def _codes(names: Iterable[bytes]) -> np.ndarray:
     names = list(names)
     number = {name: position for position, name in enumerate(sorted({*names} - {b""}))}
     return np.array([number.get(name, -1) for name in names], np.int32)
+
+
+def _capped_by(topic: bytes, category: bytes) -> bytes:
+    """A video's first topic; its primary category where it has none, by a name that no topic has; '' without either."""
+    known = category not in (b"", feed.NO_CATEGORIES.encode())
+    return topic or (b"\0" + category if known else b"")
 
 
 def _in_turn(group: np.ndarray, positives: np.ndarray) -> np.ndarray:

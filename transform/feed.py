@@ -36,8 +36,9 @@ class FeedSettings(BaseModel):
         most: Videos of a feed, at most; a request for more is answered with so many.
         per_author: Of each author only so many of the best candidates compete; more are taken only where the feed would
             be shorter otherwise. None: any number. Heeded where the contract has a feature of `videos.author_id`.
-        per_topic: The same, by a video's first topic (its primary category where topics are not learned), where the
-            contract has a feature of either.
+        per_topic: The same, by a video's first topic, where the contract has a feature of topics. A video without one,
+            for it came later or topics are not learned, counts among those without one of its primary category, if the
+            contract has that; with neither it is of no group, and not capped.
         fresh_share: Share of the places that is kept for fresh videos, as far as there are any among the candidates.
             Heeded where the contract has a feature of `derived.video_age_hours`.
         fresh_hours: How long a video is fresh after it was published.

@@ -254,6 +254,42 @@ def test_no_author_has_more_places_than_the_settings_say_while_others_are_left(s
         assert len({author[video] for video in shown}) == min(6, len({author[video] for video in left}))
 
 
+def capped_by(small, topics: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Of each video its first topic, else its category, else itself, which is no cap."""
+    table = tables.read_table(small.world, "videos", ["video_id", "primary_category"]).to_pylist()
+    of = {row["video_id"]: ("category", row["primary_category"]) for row in table if row["primary_category"]}
+    return {r["video_id"]: of.get(r["video_id"], ("itself", r["video_id"])) for r in table} | {
+        video: ("topic", topic) for video, topic in topics.items()
+    }
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_without_a_topic_a_video_is_capped_by_its_category(small, users, videos, tmp_path, learned):
+    """Topics were not learned, or of every second video only; they are called as categories are, and not mixed up."""
+    names = sorted({name for kind, name in capped_by(small, {}).values() if kind == "category"})
+    topics = {video: names[i % 2] for i, video in enumerate(videos[::2])} if learned else {}
+    of = capped_by(small, topics)
+    assert {kind for kind, _ in of.values()} == {"category", "itself", *(["topic"] if learned else [])}
+    folders = dict(small.learned)
+    if learned:
+        rows = [{"video_id": video, "topics": [topic, "other"]} for video, topic in topics.items()]
+        folders["topics"] = str(tmp_path)
+        tables.write_table(str(tmp_path), "video_topics", pa.Table.from_pylist(rows))
+    settings = FeedSettings(length=40, per_author=None, per_topic=1, fresh_share=0)
+    feed = assemble(EXPORTER, {"ranker": small.stages["ranker"]}, small.world, small.contract, settings, folders)
+    for user in users[:-1]:
+        asked = tf.constant([request(small, user)])
+        answer = {name: value.numpy()[0] for name, value in feed.answers["recommend"](asked).items()}
+        shown = [video.decode() for video in answer["video_ids"] if video]
+        best: dict[tuple[str, str], float] = {}
+        for video, score in zip(shown, answer["scores"], strict=False):
+            best[of[video]] = max(score, best.get(of[video], -math.inf))
+        assert len(best) < len(shown)
+        # The best of each group stand in front; whoever is set back stands behind them.
+        assert list(answer["scores"][: len(best)]) == sorted(best.values(), reverse=True)
+        assert [bool(row[0]) for row in answer["topics"][: len(shown)]] == [video in topics for video in shown]
+
+
 def test_a_share_of_the_places_is_kept_for_fresh_videos(small, users, videos, tmp_path):
     """A third of the videos is an hour old, and half of the places are theirs."""
     table = tables.read_table(small.world, "videos")
