@@ -16,7 +16,7 @@ from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
 from components.content_embedder import made_by
 from components.feed_assembler import golden
-from components.feed_assembler.executor import assemble, served_stages, write_warm_up
+from components.feed_assembler.executor import STAGES, assemble, served_stages, write_warm_up
 from components.frame_embedder import encoders
 from components.frame_embedder import executor as frame_embedder
 from components.frame_embedder.settings import FrameSettings
@@ -38,7 +38,8 @@ def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
 
     Topics, content vectors and key frames are those that the run made. A video that came later is found by its title,
     tags, categories and author, and has a cover among its `frame_paths` or `cover_path`, until the next run. The topic
-    queues go into the model as they stand now, for clients that ask without a store.
+    queues go into the model as they stand now, for clients that ask without a store. Nothing is pushed before all of it
+    was made and the feed has stood its trial.
 
     Args:
         run: A record of `pipeline.runs.load_run`.
@@ -49,8 +50,10 @@ def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
 
     Raises:
         ContractError: None is served, or the table of videos does not fit.
+        RunFailedError: The feed did not stand its trial.
     """
     contract = Contract.from_json(run["contract"])
+    made: dict[str, str] = {}  # by model, the version that waits to be pushed
     makers: dict[str, Callable[[str, str], object]] = {
         RETRIEVER: lambda served, to: _exporter(RETRIEVER).rebuild(
             served, _videos(run, world, contract), to, queues=queue_store.by_topic(run)
@@ -58,14 +61,23 @@ def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
         COVER_CHOOSER: lambda served, to: _exporter(COVER_CHOOSER).rebuild(served, _frames(run, world), to),
     }
     if run["config"].get("feed"):
-        makers[FEED] = partial(_assemble, run, world, contract)  # last: it is made of the others
+        makers[FEED] = partial(_assemble, run, world, contract, made)  # last: it is made of the others
     served = {name: served_version(f"{run['models']}/{name}") for name in makers}
     if not any(served.values()):
         raise ContractError(
             f"{run['models']}: expected a version of {RETRIEVER}, {COVER_CHOOSER} or {FEED}, got none: run a "
             "configuration with one of them until it is pushed"
         )
-    return {name: _push(run, name, served[name], make) for name, make in makers.items() if served[name]}
+    try:
+        for name in (name for name in makers if served[name]):
+            made[name] = str(max(int(time.time()), int(served[name]) + 1))
+            _make(f"{run['models']}/{name}/{served[name]}", _aside(run, name, made[name]), makers[name])
+        for name, version in made.items():
+            tf.io.gfile.rename(_aside(run, name, version), f"{run['models']}/{name}/{version}")
+    finally:
+        for path in filter(tf.io.gfile.exists, [_aside(run, *version) for version in made.items()]):
+            io_utils.delete_dir(path)  # of what is not pushed
+    return made
 
 
 def _refuse_other_content(model: str, learned: Mapping[str, str]) -> None:
@@ -80,9 +92,17 @@ def _exporter(name: str) -> Any:
     return importlib.import_module(EXPORTERS[name])
 
 
-def _assemble(run: Mapping[str, Any], world: str, contract: Contract, served: str, to: str) -> None:
-    """The feed of what is served now; its own served version is not looked at."""
+def _aside(run: Mapping[str, Any], name: str, version: str) -> str:
+    """Where a version is made: not below the model, for a server would take half of it."""
+    return f"{run['models']}/.{name}-{version}"
+
+
+def _assemble(
+    run: Mapping[str, Any], world: str, contract: Contract, made: Mapping[str, str], served: str, to: str
+) -> None:
+    """The feed of what is served now and what is about to be; its own served version is not looked at."""
     stages, settings = served_stages(run["models"]), FeedSettings.model_validate(run["config"]["feed"])
+    stages |= {stage: _aside(run, name, made[name]) for stage, name in STAGES.items() if name in made}
     learned = learned_of_videos(run)
     if "ranker" not in stages:
         raise ContractError(f"{run['models']}: a feed is made of a ranker, and none is served: run until one is pushed")
@@ -95,22 +115,17 @@ def _assemble(run: Mapping[str, Any], world: str, contract: Contract, served: st
     with tempfile.NamedTemporaryFile("r", errors="replace") as log:
         failed = [bound for bound in trial.try_out(to, requests, bounds, log.name) if not bound.passed]
         if failed:
-            io_utils.delete_dir(to)
             told = ", ".join(f"{b.metric}: {b.got} (at most {b.at_most:g})" for b in failed)
             logging.error("the server of the new feed printed:\n%s", log.read())
-            raise RunFailedError(f"the new feed is not pushed: {told}; what its server printed is in the log")
+            raise RunFailedError(f"nothing is pushed: the new feed has {told}; what its server printed is in the log")
 
 
-def _push(run: Mapping[str, Any], name: str, served: str, make: Callable[[str, str], object]) -> str:
-    destination = f"{run['models']}/{name}"
-    version = str(max(int(time.time()), int(served) + 1))
-    partial = f"{run['models']}/.{name}-{version}"  # not below the model: a server would take half of it
-    make(f"{destination}/{served}", partial)
-    requests = f"{destination}/{served}/assets.extra"  # those that warm a model up
-    if tf.io.gfile.exists(requests) and not tf.io.gfile.exists(f"{partial}/assets.extra"):
-        io_utils.copy_dir(requests, f"{partial}/assets.extra")
-    tf.io.gfile.rename(partial, f"{destination}/{version}")
-    return version
+def _make(served: str, to: str, make: Callable[[str, str], object]) -> None:
+    """A version with the requests that warm it up, which are those of the served one unless it has its own."""
+    make(served, to)
+    requests = f"{served}/assets.extra"
+    if tf.io.gfile.exists(requests) and not tf.io.gfile.exists(f"{to}/assets.extra"):
+        io_utils.copy_dir(requests, f"{to}/assets.extra")
 
 
 def _videos(run: Mapping[str, Any], world: str, contract: Contract) -> Iterator[bytes]:

@@ -24,12 +24,14 @@ from components.impression_example_gen import asking
 from components.world import tables
 from pipeline import cli, local_runner, recommend
 from pipeline.config import RunConfig
+from pipeline.errors import RunFailedError
 from pipeline.feed_page import write_page
 from pipeline.index import rebuild
 from pipeline.report.gates import gates_of
 from pipeline.report.page import render
 from pipeline.report.records import load
 from pipeline.report.topics import read_topics
+from serving.requests import to_feed_example
 from transform.contract import Contract
 from transform.schema import parse_spec
 
@@ -254,23 +256,44 @@ def test_the_report_shows_the_topics_with_covers_and_click_rates(pushed):
     assert all(str(escape(topic.name)) in page for topic in topics)
 
 
-def test_a_video_that_came_later_is_retrieved_once_the_index_is_built_anew(pushed, tmp_path):
+def add_a_video(pushed: local_runner.Run, to: Path) -> Path:
+    """The world with a video more, and beside it a copy of the served models, whose folder is given back."""
     for table in ("users", "interactions"):
-        tables.write_table(str(tmp_path), table, tables.read_table(pushed.world, table))
+        tables.write_table(str(to), table, tables.read_table(pushed.world, table))
     videos = tables.read_table(pushed.world, "videos")
     late = pa.Table.from_pylist([videos.slice(0, 1).to_pylist()[0] | {"video_id": "brand new"}], videos.schema)
     picture = cv2.imencode(".png", np.full((20, 20, 3), 200, np.uint8))[1].tobytes()
-    (tmp_path / "late.png").write_bytes(picture)
+    (to / "late.png").write_bytes(picture)
     late = late.append_column("cover_path", pa.array(["late.png"]))
-    tables.write_table(str(tmp_path), "videos", pa.concat_tables([videos, late], promote=True))
-    models = tmp_path / "models"
+    tables.write_table(str(to), "videos", pa.concat_tables([videos, late], promote=True))
     for name in ("ranker", "topic_retrieval", "jifr", "feed"):
-        shutil.copytree(f"{pushed.models}/{name}", models / name)
+        shutil.copytree(f"{pushed.models}/{name}", to / "models" / name)
+    return to / "models"
+
+
+def test_nothing_is_pushed_where_the_feed_of_the_new_index_does_not_stand_its_trial(pushed, tmp_path):
+    models = add_a_video(pushed, tmp_path)
+    before = sorted(models.rglob("*"))  # hidden ones too
+    tight = {**pushed.config, "serving_check": {**pushed.config["serving_check"], "startup_seconds": 0.001}}
+    with pytest.raises(RunFailedError, match=r"nothing is pushed: the new feed has seconds until it answers: None"):
+        rebuild({**asdict(pushed), "models": str(models), "config": tight}, str(tmp_path))
+    assert sorted(models.rglob("*")) == before
+
+
+def test_a_video_that_came_later_is_retrieved_once_the_index_is_built_anew(pushed, tmp_path):
+    models, videos = add_a_video(pushed, tmp_path), tables.read_table(pushed.world, "videos")
     rebuilt = rebuild({**asdict(pushed), "models": str(models)}, str(tmp_path))
     assert set(rebuilt) == {"topic_retrieval", "jifr", "feed"}
     feed = tf.saved_model.load(str(models / "feed" / rebuilt["feed"]))
     pairs = {"examples": tf.constant([b""]), "video_ids": tf.constant([["brand new"]])}
     assert feed.signatures["cover"](**pairs)["frame_paths"].numpy() == [[b"late.png"]]
+    contract, user = Contract.from_json(pushed.contract), cli._busiest_users(pushed.world)[0]
+    asked = asking.user_context(pushed.world, contract, user, asking.clock(pushed.world))
+    told = {**asked.told, "exclude": videos["video_id"].to_pylist()}
+    left = feed.signatures["recommend"](examples=tf.constant([to_feed_example(asked.features, contract, **told)]))
+    assert left["video_ids"].numpy()[0, 0] == b"brand new"  # it is in the index that the feed was made of
+    assert left["sources"].numpy()[0, 0] == b"topic"
+    assert sorted(path.name for path in models.iterdir()) == ["feed", "jifr", "ranker", "topic_retrieval"]
     texts = [part for part in feed.captured if isinstance(part, tf.Variable) and part.dtype == tf.string]
     assert any(b"brand new" in part.numpy().ravel() for part in texts)  # its tables know the video
     covers = tf.saved_model.load(str(models / "jifr" / rebuilt["jifr"])).signatures["raw"]
