@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from html import escape, unescape
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,23 +17,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+import typer
 from rich.console import Console
 
 from components.content_embedder.executor import read_summary
+from components.feed_assembler.executor import assemble, served_stages
 from components.importers.demo import import_demo
 from components.impression_example_gen import asking
+from components.serving_check.settings import ServingCheckSettings
 from components.world import tables
 from pipeline import cli, local_runner, recommend
 from pipeline.config import RunConfig
 from pipeline.errors import RunFailedError
 from pipeline.feed_page import write_page
 from pipeline.index import rebuild
+from pipeline.models import EXPORTERS, FEED
 from pipeline.report.gates import gates_of
 from pipeline.report.page import render
 from pipeline.report.records import load
 from pipeline.report.topics import read_topics
-from serving.requests import to_feed_example
+from pipeline.runs import learned_of_videos, load_run
+from serving.requests import to_examples, to_feed_example
 from transform.contract import Contract
+from transform.feed import FeedSettings
 from transform.schema import parse_spec
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # five models are trained before the first test
@@ -188,6 +195,51 @@ def test_the_feed_ranks_what_retrieval_and_queues_found_and_names_topics(pushed,
     assert len({authors[entry.video_id] for entry in feed.entries}) == len(feed.entries) == 10
 
 
+@pytest.fixture(scope="module")
+def plain(pushed, tmp_path_factory) -> Any:
+    """The pushed models in one, by pure order of score: caps and kept shares are off."""
+    settings = FeedSettings(length=50, per_author=None, per_topic=None, fresh_share=0, explore_share=0)
+    contract, learned = Contract.from_json(pushed.contract), learned_of_videos(asdict(pushed))
+    folder = str(tmp_path_factory.mktemp("plain") / "1")
+    assemble(EXPORTERS[FEED], served_stages(pushed.models), pushed.world, contract, settings, learned).save(folder)
+    return tf.saved_model.load(folder)
+
+
+def test_one_call_is_the_three_pushed_models_called_one_after_another(pushed, plain):
+    """Each by its own signature, the pairs given as the examples that training made of such a pair."""
+    contract, learned = Contract.from_json(pushed.contract), learned_of_videos(asdict(pushed))
+    at = asking.clock(pushed.world)
+    stages = {stage: tf.saved_model.load(path).signatures for stage, path in served_stages(pushed.models).items()}
+    for user in ("u0001", "u0002", "u0003"):  # the busiest have seen nearly all
+        asked = asking.user_context(pushed.world, contract, user, at, learned)
+        assert asked.clicked
+        example, queue = to_feed_example(asked.features, contract, **asked.told), tf.zeros([1, 0], tf.string)
+        answer = {n: v.numpy()[0] for n, v in plain.signatures["recommend"](examples=tf.constant([example])).items()}
+
+        found = stages["retriever"]["retrieve"](
+            examples=tf.constant([example]), exclude=tf.constant([asked.seen]), queue=queue
+        )
+        candidates = [video.decode() for video in found["video_ids"].numpy()[0] if video]
+        rows = tf.constant(
+            to_examples(asking.serving_rows(pushed.world, contract, user, candidates, at, learned), contract)
+        )
+        scores = stages["ranker"]["serving_default"](examples=rows)["score"].numpy()
+        shown = {name: value.numpy() for name, value in stages["chooser"]["serving_default"](examples=rows).items()}
+
+        ids = [video.decode() for video in answer["video_ids"] if video]
+        answer = {name: value[: len(ids)] for name, value in answer.items() if np.ndim(value)}
+        assert len(ids) == len(candidates) > 10
+        assert set(ids) == set(candidates)
+        assert np.std(scores) > 1e-3
+        place = [candidates.index(video) for video in ids]
+        np.testing.assert_allclose(answer["scores"], scores[place], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(scores[place], np.sort(scores)[::-1], rtol=0, atol=1e-5)  # so that ties may change
+        assert (answer["frames"] >= 0).any()
+        assert answer["frames"].tolist() == shown["frame"][place].tolist()
+        assert answer["frame_paths"].tolist() == shown["path"][place].tolist()
+        np.testing.assert_allclose(answer["frame_scores"], shown["frame_score"][place], rtol=0, atol=1e-5)
+
+
 def test_the_feed_is_tried_on_a_server_before_it_is_pushed(pushed):
     names = [step.name for step in pushed.steps]
     assert names[-3:] == ["FeedAssembler", "ServingCheck", "Pusher.feed"]
@@ -315,6 +367,23 @@ def test_a_video_that_came_later_is_retrieved_once_the_index_is_built_anew(pushe
 
 def test_an_unchanged_run_comes_from_the_cache(pushed, world, folder):
     assert all(step.cached for step in run(SETTINGS, world, folder).steps)
+
+
+def test_a_feed_that_its_check_refuses_is_not_pushed_and_the_run_leaves_with_code_3(pushed, world, folder, capfd):
+    """No server answers within a millisecond of its start; all else of the run comes from the cache."""
+    before = sorted(path.name for path in (folder / "models" / "feed").iterdir())
+    settings = SETTINGS.model_copy(update={"serving_check": ServingCheckSettings(startup_seconds=0.001)})
+    with pytest.raises(typer.Exit) as caught:
+        cli._run(settings, world, folder)
+    assert caught.value.exit_code == 3
+    screen = capfd.readouterr().out
+    assert "feed is refused by its gates: it is not pushed" in screen
+    assert "feed was refused: nothing is pushed" in screen
+    assert "seconds until it answers" in screen
+    record = load_run(folder)
+    assert (record["outcome"], record["served_version"]["feed"]) == ("refused", "")
+    assert record["served_after"] == pushed.served_after
+    assert sorted(path.name for path in (folder / "models" / "feed").iterdir()) == before
 
 
 def test_a_refused_retrieval_model_is_not_pushed(pushed, world, folder):
