@@ -6,7 +6,7 @@ import importlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,16 +52,16 @@ def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
         ContractError: None is served, or the table of videos does not fit.
         RunFailedError: The feed did not stand its trial.
     """
-    contract = Contract.from_json(run["contract"])
+    contract, queues = Contract.from_json(run["contract"]), queue_store.by_topic(run)
     made: dict[str, str] = {}  # by model, the version that waits to be pushed
     makers: dict[str, Callable[[str, str], object]] = {
         RETRIEVER: lambda served, to: _exporter(RETRIEVER).rebuild(
-            served, _videos(run, world, contract), to, queues=queue_store.by_topic(run)
+            served, _videos(run, world, contract), to, queues=queues
         ),
         COVER_CHOOSER: lambda served, to: _exporter(COVER_CHOOSER).rebuild(served, _frames(run, world), to),
     }
     if run["config"].get("feed"):
-        makers[FEED] = partial(_assemble, run, world, contract, made)  # last: it is made of the others
+        makers[FEED] = partial(_assemble, run, world, contract, queues, made)  # last: it is made of the others
     served = {name: served_version(f"{run['models']}/{name}") for name in makers}
     if not any(served.values()):
         raise ContractError(
@@ -98,7 +98,13 @@ def _aside(run: Mapping[str, Any], name: str, version: str) -> str:
 
 
 def _assemble(
-    run: Mapping[str, Any], world: str, contract: Contract, made: Mapping[str, str], served: str, to: str
+    run: Mapping[str, Any],
+    world: str,
+    contract: Contract,
+    queues: Mapping[str, Sequence[str]],
+    made: Mapping[str, str],
+    served: str,
+    to: str,
 ) -> None:
     """The feed of what is served now and what is about to be; its own served version is not looked at."""
     stages, settings = served_stages(run["models"]), FeedSettings.model_validate(run["config"]["feed"])
@@ -107,7 +113,7 @@ def _assemble(
     if "ranker" not in stages:
         raise ContractError(f"{run['models']}: a feed is made of a ranker, and none is served: run until one is pushed")
     _refuse_other_content(stages["ranker"], learned)
-    feed = assemble(EXPORTERS[FEED], stages, world, contract, settings, learned)
+    feed = assemble(EXPORTERS[FEED], stages, world, contract, settings, learned, queues)
     feed.save(to)
     requests = [log.predict_log for log in golden.requests(feed, world, contract, asking.clock(world), learned)]
     write_warm_up(to, requests)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from components.impression_example_gen.impressions import OUTCOMES, Splits, prepare, present_columns
 from components.world import tables
 from pipeline.runs import artifact
+from serving.topic_queues import queues
 from serving.topic_queues.queues import TopicQueues, open_store
 from serving.topic_queues.settings import QueueSettings
 from serving.topic_queues.store import Event, Snapshot, TopicStore
@@ -67,10 +68,8 @@ def by_topic(run: Mapping[str, Any]) -> dict[str, list[str]]:
     uri = artifact(run, "queues")
     if uri is None:
         return {}
-    topics = sorted({topic for video in Snapshot.read(uri).videos for topic in video.topics})
     with _opened(run) as (store, settings):
-        queues = store.tops(topics, settings.candidates)
-    return {topic: [video for video, _ in queue] for topic, queue in zip(topics, queues, strict=True)}
+        return queues.by_topic(store, Snapshot.read(uri).topics, settings.candidates)
 
 
 def record(run: Mapping[str, Any], source: str) -> Recorded:

@@ -217,16 +217,18 @@ def components(
         )
         nodes.append(embedder)
         frames = embedder.outputs["frames"]
-    if any(MODELS[name].examples == "impressions" for name in config.models):
-        if topics is not None:
-            nodes.append(
-                TopicQueues(
-                    world=at.world,
-                    world_fingerprint=at.fingerprint,
-                    contract_json=contract.to_json(),
-                    topics=topics.outputs["topics"],
-                )
-            )
+    of_impressions = any(MODELS[name].examples == "impressions" for name in config.models)
+    queues = None
+    if topics is not None and (of_impressions or config.feed is not None):
+        counter = TopicQueues(
+            world=at.world,
+            world_fingerprint=at.fingerprint,
+            contract_json=contract.to_json(),
+            topics=topics.outputs["topics"],
+        )
+        nodes.append(counter)
+        queues = counter.outputs["snapshot"]
+    if of_impressions:
         pushers = run.add_models(_impressions(run, content, topics, frames), nodes)
     if config.feed is not None:
         learned = {
@@ -234,7 +236,7 @@ def components(
             "topics": topics.outputs["topics"] if topics else None,
             "frames": frames,
         }
-        nodes += _feed_nodes(run, config.feed, pushers, learned)
+        nodes += _feed_nodes(run, config.feed, pushers, learned, queues)
     return nodes
 
 
@@ -243,6 +245,7 @@ def _feed_nodes(
     settings: FeedSettings,
     pushers: dict[str, base_node.BaseNode],
     learned: dict[str, types.BaseChannel | None],
+    queues: types.BaseChannel | None,
 ) -> list[base_node.BaseNode]:
     """What is served, joined in one model, tried and pushed."""
     before = {name: run.served_model(name, pushers) for name in STAGES.values()}
@@ -252,11 +255,13 @@ def _feed_nodes(
         world_fingerprint=run.at.fingerprint,
         contract_json=run.contract.to_json(),
         settings_json=settings.model_dump_json(),
+        queues_json=run.config.queues.model_dump_json(exclude={"store"}),
         exporter=EXPORTERS[FEED],
         models=run.at.models,
         served_versions=json.dumps(versions),
         pushed={stage: before[name]["pushed_model"] for stage, name in STAGES.items()},
         learned=learned,
+        queues=queues,
     )
     check = _serving_check(run.config.serving_check, feed)
     pusher = _pusher(run, FEED, model=feed.outputs["model"], infra_blessing=check.outputs["blessing"])

@@ -26,6 +26,7 @@ from trainer.captured import save
 from trainer.jifr_export import asked_features
 from trainer.layers.arrangement import Kept, arrange
 from trainer.layers.lots import scattered, seeds
+from trainer.layers.topic_index import fill_queues
 from trainer.layers.video_numbers import VideoNumbers, ordered, take
 from trainer.retrieval_export import query_features, topic_feature
 from transform import feed
@@ -78,6 +79,8 @@ class Feed(VideoNumbers):
             known, what `transform.feed` lists of videos.
         contract: The features.
         settings: Of the feed.
+        queues: Videos by topic, best first, which the retrieval model takes candidates from in place of those it was
+            saved with; None: it keeps them.
 
     Attributes:
         ranker: The loaded stage; `retriever` and `chooser` are None where there is none.
@@ -89,13 +92,22 @@ class Feed(VideoNumbers):
 
     # Tables have a row more than there are videos: that of a video which the catalogue lacks.
 
-    def __init__(self, stages: Stages, videos: Iterable[bytes], contract: Contract, settings: FeedSettings) -> None:
+    def __init__(
+        self,
+        stages: Stages,
+        videos: Iterable[bytes],
+        contract: Contract,
+        settings: FeedSettings,
+        queues: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         tables = _tables(videos, contract)
         key = contract.video_key.name
         order = ordered([video.decode() for video in tables[key]])
         super().__init__([tables[key][i].decode() for i in order], "feed")
         self._contract, self._settings = contract, settings
         self.ranker, self.retriever, self.chooser = map(_loaded, stages)
+        if queues is not None and self.retriever is not None:
+            fill_queues(self.retriever.index, queues)
         of_user = [f.name for f in query_features(contract)]
         of_pair = [f.name for f in asked_features(contract)]
         self._reads = {

@@ -27,7 +27,7 @@ import tensorflow_transform as tft
 
 from trainer.captured import captured
 from trainer.export import _sparse, _tensor_spec, transformed
-from trainer.layers.topic_index import COMPARED, Catalogue, IndexSettings, TopicIndex
+from trainer.layers.topic_index import COMPARED, Catalogue, IndexSettings, TopicIndex, fill_queues
 from transform.contract import Contract, ContractError, Feature, Kind, Role
 from transform.impressions import vocabulary_size
 from transform.schema import parse_spec
@@ -193,7 +193,7 @@ def export(
     """
     towers = _Towers(model, contract, transform_output)
     queries = model.query_tower.predict(_inputs(model.query_tower, sample), batch_size=CHUNK, verbose=0)
-    index = TopicIndex(_catalogue(towers.candidates, videos, None), settings, queries)
+    index = TopicIndex(_catalogue(towers.candidates, videos), settings, queries)
     _Serving(towers.kept(), index, raw_specs(contract)).save(directory)
 
 
@@ -211,7 +211,7 @@ def rebuild(
         videos: Serialized tf.Examples of video features: the whole catalogue to be served.
         directory: Where to.
         settings: Of the index; None keeps those of the model.
-        queues: Videos by topic, best first, as a queue store gives them.
+        queues: Videos by topic, best first, as a queue store gives them; None: queues are empty.
 
     Raises:
         ContractError: No videos, one twice, or no retrieval model.
@@ -224,16 +224,14 @@ def rebuild(
         )
     if settings is None:
         settings = IndexSettings.of(json.loads(loaded.index.settings_json.numpy()), "index")
-    catalogue = _catalogue(loaded.towers.candidates, videos, queues)
-    index = TopicIndex(catalogue, settings, loaded.index.sample.numpy())
+    index = TopicIndex(_catalogue(loaded.towers.candidates, videos), settings, loaded.index.sample.numpy())
+    fill_queues(index, queues or {})
     given = loaded.signatures["raw"].structured_input_signature[1]
     specs = {name: spec for name, spec in given.items() if name not in ("exclude", "queue")}
     _Serving(loaded.towers, index, specs).save(directory)
 
 
-def _catalogue(
-    candidates: Callable[[tf.Tensor], Tensors], videos: Iterable[bytes], queues: Mapping[str, Sequence[str]] | None
-) -> Catalogue:
+def _catalogue(candidates: Callable[[tf.Tensor], Tensors], videos: Iterable[bytes]) -> Catalogue:
     rows, parts = iter(videos), []
     while chunk := list(islice(rows, CHUNK)):
         parts.append({name: value.numpy() for name, value in candidates(tf.constant(chunk)).items()})
@@ -244,7 +242,6 @@ def _catalogue(
         np.concatenate([part["vectors"] for part in parts]),
         [[topic.decode() for topic in row if topic] for part in parts for row in part["topics"]],
         np.concatenate([part["trained"] for part in parts]),
-        queues,
     )
 
 

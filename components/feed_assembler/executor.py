@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -20,6 +20,9 @@ from components.feed_assembler import golden
 from components.impression_example_gen import asking
 from components.impression_example_gen.impressions import LEARNED
 from components.serving_baseline.executor import served_version
+from serving.topic_queues.queues import of_snapshot
+from serving.topic_queues.settings import QueueSettings
+from serving.topic_queues.store import Snapshot
 from transform.contract import Contract
 from transform.feed import FeedSettings
 
@@ -52,8 +55,12 @@ class Executor(base_executor.BaseExecutor):
         world, contract = exec_properties["world"], Contract.from_json(exec_properties["contract_json"])
         learned = {name: artifact_utils.get_single_uri(input_dict[name]) for name in LEARNED if input_dict.get(name)}
         settings = FeedSettings.model_validate_json(exec_properties["settings_json"])
+        queues = None
+        if input_dict.get("queues"):
+            snapshot = Snapshot.read(artifact_utils.get_single_uri(input_dict["queues"]))
+            queues = of_snapshot(snapshot, QueueSettings.model_validate_json(exec_properties["queues_json"]))
         directory, at = path_utils.serving_model_dir(model.uri), asking.clock(world)
-        feed = assemble(exec_properties["exporter"], stages, world, contract, settings, learned)
+        feed = assemble(exec_properties["exporter"], stages, world, contract, settings, learned, queues)
         feed.save(directory)
         model.set_int_custom_property("rows", len(feed.ids.numpy()))
         other = made_by.differs(stages["ranker"], learned.get("content"))
@@ -75,6 +82,7 @@ def assemble(
     contract: Contract,
     settings: FeedSettings,
     learned: dict[str, str],
+    queues: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
     """The feed over the videos that a world has now: a `trainer.feed_export.Feed`.
 
@@ -85,13 +93,14 @@ def assemble(
         contract: The features.
         settings: Of the feed.
         learned: As for `asking.serving_rows`.
+        queues: Videos by topic, best first, for clients that ask without a store; None: as the retriever has them.
 
     Raises:
         ContractError: There are no videos, or one is there twice.
     """
     videos = RecordBatchToExamplesEncoder().encode(asking.feed_catalogue(world, contract, asking.clock(world), learned))
     module = importlib.import_module(exporter)
-    return module.Feed(module.Stages(**stages), videos, contract, settings)
+    return module.Feed(module.Stages(**stages), videos, contract, settings, queues)
 
 
 def write_warm_up(directory: str, logs: list[Any]) -> None:

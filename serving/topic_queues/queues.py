@@ -6,15 +6,17 @@ of each topic come first, then the second of each, and so on.
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import NamedTuple
 
 from serving.topic_queues.redis_store import RedisStore
 from serving.topic_queues.settings import QueueSettings
 from serving.topic_queues.sqlite_store import SqliteStore
-from serving.topic_queues.store import TopicStore
+from serving.topic_queues.store import Snapshot, TopicStore
 
 
 class Candidate(NamedTuple):
@@ -67,6 +69,22 @@ class TopicQueues:
                 if entry is not None and entry[0] not in excluded:
                     chosen.setdefault(entry[0], Candidate(entry[0], topic, entry[1]))
         return list(chosen.values())[:most]
+
+
+def by_topic(store: TopicStore, topics: Sequence[str], most: int) -> dict[str, list[str]]:
+    """The first `most` videos in the queue of each topic as it stands now, best first."""
+    return {topic: [video for video, _ in queue] for topic, queue in zip(topics, store.tops(topics, most), strict=True)}
+
+
+def of_snapshot(snapshot: Snapshot, settings: QueueSettings) -> dict[str, list[str]]:
+    """`by_topic` of all topics of a snapshot, before anything else happens; no store of anybody's is touched."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = SqliteStore(str(Path(folder) / "queues.db"), settings)
+        try:
+            store.replace(snapshot)
+            return by_topic(store, snapshot.topics, settings.candidates)
+        finally:
+            store.close()
 
 
 def open_store(address: str, settings: QueueSettings = QueueSettings()) -> TopicStore:  # noqa: B008 - frozen

@@ -122,6 +122,11 @@ class Snapshot:
     before: int
     videos: Collection[Video]
 
+    @property
+    def topics(self) -> list[str]:
+        """Those that a video has, sorted."""
+        return sorted({topic for video in self.videos for topic in video.topics})
+
     @classmethod
     def read(cls, uri: str) -> Snapshot:
         """The snapshot that the component `components.topic_queues` wrote.

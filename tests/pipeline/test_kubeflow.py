@@ -73,6 +73,7 @@ def test_a_run_with_clips_compiles_and_embeds_what_was_pushed_before_impressions
     assert set(kubeflow.executors(job).values()) == {"container"}
     assert {"ClipExampleGen", "Pusher.video_classifier"} <= set(tasks["ContentEmbedder"]["dependentTasks"])
     assert "ContentEmbedder" in tasks["ImpressionExampleGen"]["dependentTasks"]
+    assert "TopicQueues" in tasks["FeedAssembler"]["dependentTasks"]
     assert "lifecycle" not in json.dumps(job)
 
 

@@ -11,7 +11,7 @@ B batch, V videos, D width, K cells, G pages, T topics, R most topics of a video
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -67,18 +67,16 @@ class Catalogue(NamedTuple):
         vectors: Float32 [V, D]; of length 1 if the cells are to be of use.
         topics: Topics of each video, best first; None, or nothing for any video, makes each cell a topic.
         trained: Bool [V], whether the towers knew the video when they were trained; None is all.
-        queues: Videos by topic, best first.
     """
 
     ids: Sequence[str]
     vectors: np.ndarray
     topics: Sequence[Sequence[str]] | None = None
     trained: np.ndarray | None = None
-    queues: Mapping[str, Sequence[str]] | None = None
 
 
 class TopicIndex(VideoNumbers):
-    """Finds videos for query vectors; see the head of this module.
+    """Finds videos for query vectors; see the head of this module. Its queues are empty until `fill_queues`.
 
     Args:
         catalogue: The videos.
@@ -98,7 +96,7 @@ class TopicIndex(VideoNumbers):
         self.topic_names, self.video_topics = _kept(cells.names), _kept(cells.video_topics)
         self.centres = _kept(np.ascontiguousarray(cells.centres.T))
         self._lay_out(catalogue.vectors, cells)
-        self.queues = _kept(_queues(catalogue, cells.names, settings))
+        self.queues = _kept(np.full([len(cells.names), _longest_queue(catalogue, settings)], -1, np.int32))
         self.sample = _kept(_sample(catalogue.vectors if sample is None else sample, settings.seed))
         wanted = settings.probes or _fewest_probes(self.sample.numpy(), catalogue.vectors, cells, settings)
         self.probes = min(wanted, len(cells.centres))
@@ -245,6 +243,22 @@ class TopicIndex(VideoNumbers):
         }
 
 
+def fill_queues(index: Any, queues: Mapping[str, Sequence[str]]) -> None:
+    """Puts the videos of topic queues into an index, in place of those it held.
+
+    Args:
+        index: A `TopicIndex`, or what is loaded of one in a SavedModel: nothing else of it changes.
+        queues: Videos by topic, best first. Topics and videos that the index lacks are left out, and so is what is
+            behind the longest queue that it has room for.
+    """
+    number = {video.decode(): position for position, video in enumerate(index.ids.numpy())}
+    table = np.full(index.queues.shape, -1, np.int32)
+    for row, topic in zip(table, index.topic_names.numpy(), strict=True):
+        numbers = [number[video] for video in queues.get(topic.decode(), ()) if video in number][: len(row)]
+        row[: len(numbers)] = numbers
+    index.queues.assign(table)
+
+
 class _Cells(NamedTuple):
     """Which video sits where: pairs of video and cell, and what the cells are."""
 
@@ -286,7 +300,7 @@ def _nearest(vectors: np.ndarray, centres: tf.Tensor) -> np.ndarray:
 
 def _cells(catalogue: Catalogue, settings: IndexSettings) -> _Cells:
     """Each topic cut into its share of the cells; without topics, each cell is one."""
-    given = catalogue.topics if catalogue.topics is not None and any(catalogue.topics) else None
+    given = _given_topics(catalogue)
     videos = len(catalogue.ids)
     labels = [tuple(dict.fromkeys(topics)) or ("other",) for topics in given] if given else [("",)] * videos
     pairs = [(video, topic) for video, topics in enumerate(labels) for topic in topics]
@@ -315,6 +329,11 @@ def _cells(catalogue: Catalogue, settings: IndexSettings) -> _Cells:
     return _Cells(video, cell, np.concatenate(centres), np.array(topic), names, video_topics, video_cells)
 
 
+def _given_topics(catalogue: Catalogue) -> Sequence[Sequence[str]] | None:
+    """Topics of the videos; None where no video has any."""
+    return catalogue.topics if catalogue.topics is not None and any(catalogue.topics) else None
+
+
 def _fewest_probes(queries: np.ndarray, vectors: np.ndarray, cells: _Cells, settings: IndexSettings) -> int:
     """The least number of cells that hold `target_recall` of the queries' true best, and videos enough to answer with.
 
@@ -336,15 +355,11 @@ def _least(values: np.ndarray, share: float) -> int:
     return int(np.sort(values, axis=None)[int(np.ceil(share * values.size)) - 1])
 
 
-def _queues(catalogue: Catalogue, names: list[str], settings: IndexSettings) -> np.ndarray:
-    """Numbers of the first videos of each topic's queue, [T, Q], -1 behind the last; Q leaves room for watched ones."""
-    number = {video: position for position, video in enumerate(catalogue.ids)}
-    longest = -(-3 * int(settings.answers * settings.queue_share) // settings.queue_topics)
-    rows = [[number[v] for v in (catalogue.queues or {}).get(name, ()) if v in number][:longest] for name in names]
-    table = np.full((len(rows), max(map(len, rows))), -1, np.int32)
-    for row, numbers in enumerate(rows):
-        table[row, : len(numbers)] = numbers
-    return table
+def _longest_queue(catalogue: Catalogue, settings: IndexSettings) -> int:
+    """How much of a topic's queue is kept: room for watched ones, and none where cells are the topics."""
+    if not _given_topics(catalogue):
+        return 0
+    return -(-3 * int(settings.answers * settings.queue_share) // settings.queue_topics)
 
 
 def _first_of_each(numbers: tf.Tensor, skipped: tf.Tensor, count: int, videos: int) -> tf.Tensor:

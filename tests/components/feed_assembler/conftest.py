@@ -77,6 +77,18 @@ class Small:
         assemble(EXPORTER, stages, self.world, self.contract, settings, self.learned).save(str(folder))
         return tf.saved_model.load(str(folder))
 
+    def indexed_retriever(self, index: Any, folder: Path) -> str:
+        """A retrieval model of a `TopicIndex` in which every user likes the first of two axes."""
+        module = tf.Module()
+        module.index = index
+
+        def answer(exclude: tf.Tensor, queue: tf.Tensor, **features: tf.Tensor) -> dict[str, tf.Tensor]:
+            history = features["watch_history"]
+            queries = tf.repeat([[1.0, 0.0]], tf.shape(history)[0], axis=0)
+            return index.answer(queries, tf.concat([exclude, history], axis=1), history, queue)
+
+        return save(module, _asked_of_a_retriever(self.contract), answer, self.contract, folder)
+
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
@@ -112,7 +124,6 @@ def ranker(contract: Contract, folder: Path) -> str:
 
 def retriever(contract: Contract, videos: list[str], folder: Path) -> str:
     """Answers the first `ANSWERS` videos of the catalogue that are neither excluded nor watched, queued ones first."""
-    about_user = [f for f in contract.inputs if f.about == "user"]
 
     def one(row: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         out, queue = row
@@ -130,8 +141,12 @@ def retriever(contract: Contract, videos: list[str], folder: Path) -> str:
         ids, sources = tf.map_fn(one, (out, queue), fn_output_signature=(of_strings, of_strings))
         return {"video_ids": ids, "sources": sources}
 
+    return save(tf.Module(), _asked_of_a_retriever(contract), answer, contract, folder)
+
+
+def _asked_of_a_retriever(contract: Contract) -> dict[str, tf.TensorSpec]:
     more = {name: tf.TensorSpec([None, None], tf.string, name) for name in ("exclude", "queue")}
-    return save(tf.Module(), {**{f.name: tensor_spec(f) for f in about_user}, **more}, answer, contract, folder)
+    return {**{f.name: tensor_spec(f) for f in contract.inputs if f.about == "user"}, **more}
 
 
 def chooser(contract: Contract, folder: Path) -> str:

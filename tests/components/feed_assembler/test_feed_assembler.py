@@ -16,6 +16,7 @@ from components.impression_example_gen import asking
 from components.world import tables
 from serving.requests import to_examples, to_feed_example
 from trainer.feed_export import Feed, Stages
+from trainer.layers.topic_index import Catalogue, IndexSettings, TopicIndex
 from transform.contract import ContractError
 from transform.feed import FeedSettings
 
@@ -310,6 +311,26 @@ def test_a_share_of_the_places_is_kept_for_fresh_videos(small, users, videos, tm
         assert len(fresh & set(ask(feed, "recommend", request(small, user))["video_ids"][0])) >= min(3, len(left))
     later = [request(small, user, now=small.now + 7200) for user in users]  # nothing is fresh any more
     assert min(len(fresh & set(row)) for row in ask(feed, "recommend", *later)["video_ids"]) < 3
+
+
+def test_a_client_without_a_store_gets_candidates_of_the_queues_that_were_put_in(small, users, videos, tmp_path):
+    """The index likes a video the less the later it comes; the queue is the other way round."""
+    angles = np.linspace(0, 1.5, len(videos))
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    chosen = IndexSettings(answers=10, queue_share=0.3, queue_topics=1, probes=99)
+    index = TopicIndex(Catalogue(videos, vectors, [["t"]] * len(videos)), chosen)
+    stages = {**small.stages, "retriever": small.indexed_retriever(index, tmp_path / "retriever")}
+    settings = PLAIN.model_copy(update={"length": 10})
+    # Room is left for 9 videos of a queue: three of ten places, and twice as many that may have been watched.
+    for queues, kept in ((None, []), ({"t": videos[::-1]}, videos[:-10:-1])):
+        given = (EXPORTER, stages, small.world, small.contract, settings, small.learned, queues)
+        assemble(*given).save(str(tmp_path / "feed"))
+        feed = tf.saved_model.load(str(tmp_path / "feed"))
+        for user in users[:-1]:
+            answer = ask(feed, "recommend", request(small, user, exclude=[]))
+            queued = answer["video_ids"][0][answer["sources"][0] == b"queue"]
+            watched = asking.user_context(small.world, small.contract, user, small.now).features["watch_history"]
+            assert sorted(queued) == sorted([video.encode() for video in kept if video not in watched][:3])
 
 
 def test_new_counters_are_taken_over_without_training(small, videos, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.topic_queues.queues import Candidate, TopicQueues
+from serving.topic_queues.queues import Candidate, TopicQueues, by_topic, of_snapshot
 from serving.topic_queues.settings import QueueSettings
 from serving.topic_queues.sqlite_store import SqliteStore
 from serving.topic_queues.store import Event, Snapshot, Video
@@ -54,3 +54,12 @@ def test_scores_are_refreshed_by_what_is_recorded(store):
     (best, *_) = TopicQueues(store).candidates(["p"])
     # the topic's mean: 240 of 300, after 20 exposures' worth of 0: 240 / 320 = .75; (970 + 20 * .75) / 1020
     assert best == Candidate("r", "t", pytest.approx(985 / 1020))
+
+
+def test_queues_of_a_snapshot_are_those_of_a_store_that_loads_it(store):
+    videos = [Video("p", ("t",), 100, 90), Video("q", ("t", "u"), 100, 80), Video("rare", ("t",), 100, 5)]
+    snapshot = Snapshot(2, [*videos, Video("bare", (), 100, 99)])
+    chosen = QueueSettings(min_click_rate=0.07, candidates=1)  # 5 of 100 are too few
+    assert of_snapshot(snapshot, chosen) == {"t": ["p"], "u": ["q"]}
+    assert of_snapshot(snapshot, QueueSettings()) == {"t": ["p", "q"], "u": ["q"]}
+    assert by_topic(store, ["w", "t"], 2) == {"w": ["z"], "t": ["p", "q"]}

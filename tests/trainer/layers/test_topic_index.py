@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.layers.topic_index import Catalogue, IndexSettings, TopicIndex, spherical_k_means
+from trainer.layers.topic_index import Catalogue, IndexSettings, TopicIndex, fill_queues, spherical_k_means
 from transform.contract import ContractError
 
 
@@ -111,7 +111,10 @@ def queued() -> TopicIndex:
     names = ["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3"]
     topics = [["a"]] * 4 + [["b"]] * 4
     chosen = IndexSettings(probes=9, answers=4, queue_share=0.5, queue_topics=1)
-    return TopicIndex(Catalogue(names, vectors, topics, queues=QUEUES), chosen)
+    index = TopicIndex(Catalogue(names, vectors, topics), chosen)
+    fill_queues(index, {"b": ["a0"]})
+    fill_queues(index, QUEUES)  # in place of those before
+    return index
 
 
 QUERY = np.array([[1, 0]], np.float32)
@@ -151,6 +154,28 @@ def test_without_a_history_the_nearest_topics_queue_is_read(queued):
 def test_watched_videos_come_from_nowhere(queued):
     got = answer(queued, QUERY, seen=("a0", "b3", "a1"), history=("b0",))
     assert got["video_ids"].tolist() == [["a2", "a3", "b0", "b2"]]
+
+
+def test_an_index_that_was_loaded_takes_other_queues(queued, tmp_path):
+    module = tf.Module()
+    module.index = queued
+    given = [tf.TensorSpec([None, 2]), *[tf.TensorSpec([None, None], tf.string)] * 3]
+    module.answer = tf.function(lambda *asked: queued.answer(*asked)["video_ids"], given, autograph=False)
+    tf.saved_model.save(module, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    nobody = tf.zeros([1, 0], tf.string)
+    asked = (tf.constant(QUERY), nobody, tf.constant([["b0"]]), nobody)
+    assert loaded.answer(*asked).numpy().tolist() == [[b"a0", b"a1", b"b2", b"b3"]]
+    # Room is left for ceil(3 * 4 * 0.5 / 1) = 6 videos of a queue; "gone" and the topic "c" are not of this catalogue.
+    fill_queues(loaded.index, {"b": ["gone", "b1", "b0"], "c": ["b2"]})
+    assert loaded.index.queues.shape == [2, 6]
+    assert loaded.answer(*asked).numpy().tolist() == [[b"a0", b"a1", b"b0", b"b1"]]
+
+
+def test_without_topics_there_are_no_queues_to_fill():
+    index = TopicIndex(Catalogue(["x", "y"], unit(np.random.default_rng(5), 2)), IndexSettings(answers=2))
+    fill_queues(index, QUEUES)
+    assert index.queues.shape[1] == 0
 
 
 def test_k_means_finds_separate_clusters():
