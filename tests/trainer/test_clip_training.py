@@ -71,6 +71,13 @@ def test_title_words_are_case_folded_runs_of_one_script(title: Any, words: list[
     assert [w.decode() for w in clips.title_words(tf.constant([title])).to_list()[0]] == words
 
 
+def test_the_graph_of_title_words_is_small_for_transform_builds_it_ten_times():
+    graph = (
+        tf.function(clips.title_words, autograph=False).get_concrete_function(tf.TensorSpec([None], tf.string)).graph
+    )
+    assert len(graph.get_operations()) < 50  # 1,400 with the tokenizer's offsets
+
+
 def test_clips_without_a_category_are_not_trained_on_but_an_empty_split_is_one_clear_error(
     folder: Path, tmp_path: Path
 ):
