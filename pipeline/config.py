@@ -155,7 +155,8 @@ class RunConfig(_Strict):
     `clips` decodes the world's media; its content vectors are those of the classifier being served. `topics` learns
     topics of videos with the topic representation being served; `queues` says what the feed takes of each topic;
     `frames` describes the candidates for covers. `feed` joins what is served in one model, `serving_check` tries it.
-    `spans` is heeded by `shortlist run --span` alone, `kubeflow` by `shortlist compile`.
+    `spans` is heeded by `shortlist run --span` alone, `kubeflow` by `shortlist compile`. `beam_args` are none unless
+    given: Beam runs in memory then, and TFX does not pack itself up for workers before each step, as it does otherwise.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
@@ -172,7 +173,7 @@ class RunConfig(_Strict):
     serving_check: ServingCheckSettings = ServingCheckSettings()
     spans: SpanSettings | None = None
     models: dict[str, ModelConfig] = Field(min_length=1)
-    beam_args: tuple[str, ...] = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
+    beam_args: tuple[str, ...] = ()
     kubeflow: KubeflowSettings = KubeflowSettings()
 
     @property
