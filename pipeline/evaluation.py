@@ -12,6 +12,7 @@ from transform import clips, videos
 from transform.contract import Contract, ContractError, Kind, Role
 
 TOP_K = 10
+_TYPE = tfma.TF_GENERIC  # else TFMA loads each model once more, with Keras, to see that it is none of Keras's
 
 
 def eval_config(contract: Contract, model: ModelConfig) -> tfma.EvalConfig:
@@ -28,7 +29,7 @@ def eval_config(contract: Contract, model: ModelConfig) -> tfma.EvalConfig:
     """
     slices = slice_features(contract, model)
     label, user = contract.label.name, contract.user_key.name
-    spec = tfma.ModelSpec(signature_name="serving_default", label_key=label, prediction_key="score")
+    spec = tfma.ModelSpec(signature_name="serving_default", label_key=label, prediction_key="score", model_type=_TYPE)
     unweighted = None
     if contract.weight is not None:
         # As in training. Counts are of rows, and in one user's list every row counts once: TFMA knows no other weights.
@@ -132,7 +133,7 @@ def _of_all(contract: Contract, model: ModelConfig, metrics: Sequence[tfma.Metri
     for name in _gated_slices(model):
         raise ContractError(f"cannot slice by {name!r} what is measured over all examples: remove the slice")
     return tfma.EvalConfig(
-        model_specs=[tfma.ModelSpec(signature_name="evaluate", label_key=contract.label.name)],
+        model_specs=[tfma.ModelSpec(signature_name="evaluate", label_key=contract.label.name, model_type=_TYPE)],
         slicing_specs=[tfma.SlicingSpec()],
         metrics_specs=[tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="ExampleCount"), *metrics])],
     )
@@ -145,6 +146,7 @@ def _of_texts(
         if name not in known:
             raise ContractError(f"cannot slice {what} by {name!r}: expected one of {', '.join(known)}")
     spec = tfma.ModelSpec(signature_name="serving_default", label_key=clips.PRIMARY_CATEGORY, **answers)
+    spec.model_type = _TYPE
     return tfma.EvalConfig(
         model_specs=[spec],
         slicing_specs=[tfma.SlicingSpec(), *(tfma.SlicingSpec(feature_keys=[name]) for name in slices)],

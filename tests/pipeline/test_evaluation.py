@@ -110,6 +110,7 @@ def test_label_and_user_key_come_from_the_contract():
     config = configured(Gate(metric="ndcg", at_least=0.5))
     assert config.model_specs[0].label_key == "clicked"
     assert config.model_specs[0].signature_name == "serving_default"
+    assert config.model_specs[0].model_type == tfma.TF_GENERIC
     assert config.metrics_specs[-1].query_key == "user_id"
     assert '"gain_key": "clicked"' in metric(config, "ndcg").config
 
