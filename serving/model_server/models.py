@@ -346,9 +346,10 @@ class Models:
         return _Loaded(servable, path)
 
     def _load_warm(self, name: str, version: int, path: str) -> Servable:
-        servable = self._batched(load(name, version, path))
+        requests = any(served.versions for served in self._served.values())  # none before the first version
+        servable = self._batched(load(name, version, path, requests))
         try:
-            giving_way(lambda: warm_up(servable, path))
+            giving_way(lambda: warm_up(servable, path), requests)
         except BaseException:
             servable.session.close()
             raise

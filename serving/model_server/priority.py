@@ -14,12 +14,12 @@ _NICENESS, _MOST = 10, 19
 T = TypeVar("T")
 
 
-def giving_way(work: Callable[[], T]) -> T:
-    """What some work returns, done by a thread of lower priority.
+def giving_way(work: Callable[[], T], requests: bool = True) -> T:
+    """What some work returns, done by a thread of lower priority while there are requests to give way to.
 
     Only for what TensorFlow does on its own: whoever has Python's lock and waits for a core keeps everybody waiting.
     """
-    return _LOADER.submit(work).result()
+    return _LOADER.submit(work).result() if requests else work()
 
 
 def _lower() -> None:

@@ -79,8 +79,14 @@ class Servable:
         return signature
 
 
-def load(name: str, version: int, path: str) -> Servable:
+def load(name: str, version: int, path: str, requests: bool = True) -> Servable:
     """Loads one SavedModel.
+
+    Args:
+        name: Of the model.
+        version: Its version.
+        path: Its folder.
+        requests: Whether others are answered meanwhile, to which loading gives way.
 
     Raises:
         Exception: What TensorFlow raises for a folder that holds none, or a broken one.
@@ -89,13 +95,13 @@ def load(name: str, version: int, path: str) -> Servable:
     definitions = _signature_defs(loader, path)
     session = tf.compat.v1.Session(graph=tf.Graph())
     try:
-        functions = _taken_out(loader.get_meta_graph_def_from_tags(["serve"]).graph_def)
+        functions = _taken_out(loader.get_meta_graph_def_from_tags(["serve"]).graph_def) if requests else []
         saver, _ = loader.load_graph(session.graph, ["serve"])
         with session.graph.as_default():
             for part in functions:
                 tf.graph_util.import_graph_def(part)
                 time.sleep(_PAUSE_SECONDS)  # in which requests have Python's lock to themselves
-        giving_way(lambda: _initialise(session, loader, saver))
+        giving_way(lambda: _initialise(session, loader, saver), requests)
         asked = {key: definition for key, definition in definitions.items() if key != _INITIALISER}
         signatures = {key: _signature(session, definition) for key, definition in asked.items()}
         if not signatures:

@@ -1,6 +1,7 @@
 """What loads gives way to what answers."""
 
 import os
+import shutil
 import sys
 import threading
 
@@ -24,6 +25,10 @@ def test_work_is_done_at_a_lower_priority_which_nobody_else_keeps():
     assert niceness() == before
 
 
+def test_work_keeps_its_priority_where_there_are_no_requests():
+    assert giving_way(niceness, requests=False) == niceness()
+
+
 def test_what_goes_wrong_in_it_is_raised():
     with pytest.raises(ZeroDivisionError):
         giving_way(lambda: 1 // 0)
@@ -38,12 +43,15 @@ def test_where_priorities_cannot_be_changed_the_work_is_done_all_the_same(monkey
 
 
 def test_variables_are_read_and_warm_up_requests_answered_giving_way(models_dir, monkeypatch):
-    """And neither the graph imported nor the version published: those hold Python's lock."""
-    at: dict[str, int] = {}
+    """And neither the graph imported nor the version published: those hold Python's lock.
+
+    Before the first version there is nobody to give way to, and whoever waits for it waits for as little as possible.
+    """
+    at: list[tuple[str, int]] = []
 
     def noting(name, function):
         def noted(*arguments):
-            at[name] = niceness()
+            at.append((name, niceness()))
             return function(*arguments)
 
         return noted
@@ -51,6 +59,10 @@ def test_variables_are_read_and_warm_up_requests_answered_giving_way(models_dir,
     monkeypatch.setattr(servable, "_initialise", noting("variables", servable._initialise))
     monkeypatch.setattr(models_module, "warm_up", noting("warm-up", models_module.warm_up))
     monkeypatch.setattr(servable, "_taken_out", noting("graph", servable._taken_out))
-    Models(str(models_dir)).refresh()
-    here = niceness()
-    assert at == {"graph": here, "variables": min(here + 10, 19), "warm-up": min(here + 10, 19)}
+    models = Models(str(models_dir))
+    models.refresh()
+    shutil.copytree(models_dir / "scaler" / "1", models_dir / "scaler" / "2")
+    models.refresh()
+    here, lower = niceness(), min(niceness() + 10, 19)
+    first = [("variables", here), ("warm-up", here)]
+    assert at == [*first, ("graph", here), ("variables", lower), ("warm-up", lower)]

@@ -318,8 +318,8 @@ def test_a_broken_version_is_reported_with_its_reason_and_never_takes_traffic(tm
 def test_a_version_that_changes_while_it_is_loaded_is_loaded_again(base, saved, monkeypatch):
     load = models_module.load
 
-    def overtaken(name, version, path):
-        loaded = load(name, version, path)
+    def overtaken(name, version, path, requests):
+        loaded = load(name, version, path, requests)
         shutil.copy(saved / "scaler" / "1" / "saved_model.pb", path + "/another")
         monkeypatch.setattr(models_module, "load", load)
         return loaded
