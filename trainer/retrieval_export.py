@@ -192,7 +192,8 @@ def export(
         ContractError: No videos, or one twice.
     """
     towers = _Towers(model, contract, transform_output)
-    queries = model.query_tower.predict(_inputs(model.query_tower, sample), batch_size=CHUNK, verbose=0)
+    # Called as it is: `predict` would convert all of Keras to AutoGraph first, which takes seconds.
+    queries = model.query_tower(_inputs(model.query_tower, sample), training=False).numpy()
     index = TopicIndex(_catalogue(towers.candidates, videos), settings, queries)
     _Serving(towers.kept(), index, raw_specs(contract)).save(directory)
 
