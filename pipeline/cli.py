@@ -261,7 +261,12 @@ def index(folder: RunFolder = None, world: World = None, runs: Runs = Path("runs
     with _log_to(folder / "logs" / "index.log") as console:
         from pipeline.index import rebuild
 
-        for name, version in rebuild(record, world or record["world"]).items():
+        done = rebuild(record, world or record["world"])
+        if done.later:
+            bare = done.later - done.with_topics
+            told = f"; {bare:,} have no title, cover or known tag to tell them by" if bare else ""
+            console.print(f"Topics for {done.with_topics:,} of {done.later:,} new videos{told}", highlight=False)
+        for name, version in done.versions.items():
             console.print(f"[green]Pushed[/] {name} version {version} to {folder}/models", highlight=False)
 
 

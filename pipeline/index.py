@@ -7,23 +7,31 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow as tf
 from tfx.utils import io_utils
 from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
+from components.clip_example_gen.executor import title_column
 from components.content_embedder import made_by
 from components.feed_assembler import golden
 from components.feed_assembler.executor import STAGES, assemble, served_stages, write_warm_up
 from components.frame_embedder import encoders
 from components.frame_embedder import executor as frame_embedder
 from components.frame_embedder.settings import FrameSettings
-from components.impression_example_gen import asking, features
+from components.impression_example_gen import asking, features, impressions
 from components.serving_baseline.executor import served_version
 from components.serving_check import trial
 from components.serving_check.settings import ServingCheckSettings
+from components.topic_learner.assignment import VIDEO_TOPICS, LearnedTopics
+from components.topic_learner.settings import TopicSettings
+from components.video_example_gen.executor import examples
+from components.world import tables
 from pipeline import queue_store
 from pipeline.errors import RunFailedError
 from pipeline.models import COVER_CHOOSER, EXPORTERS, FEED, RETRIEVER
@@ -33,51 +41,101 @@ from transform.contract import Contract, ContractError
 from transform.feed import FeedSettings
 
 
-def rebuild(run: Mapping[str, Any], world: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class Rebuilt:
+    """What came of `rebuild`.
+
+    Attributes:
+        versions: That were pushed, by model.
+        later: Videos that the run's topics were not learned from; 0 where it learned none.
+        with_topics: How many of those have topics. The others have no title, cover or tag that topics could be told by.
+    """
+
+    versions: dict[str, str]
+    later: int = 0
+    with_topics: int = 0
+
+
+def rebuild(run: Mapping[str, Any], world: str) -> Rebuilt:
     """Push versions of the served models of retrieval and of covers, and of the feed, that hold a world's videos.
 
-    Topics, content vectors and key frames are those that the run made. A video that came later is found by its title,
-    tags, categories and author, and has a cover among its `frame_paths` or `cover_path`, until the next run. The topic
-    queues go into the model as they stand now, for clients that ask without a store. Nothing is pushed before all of it
-    was made and the feed has stood its trial.
+    Content vectors and key frames are those that the run made. A video that came later is found by its title, tags,
+    categories, author and topics, which are told by the representation, the tags and the centres of the run; it has a
+    cover among its `frame_paths` or `cover_path`, until the next run. The topic queues go into the models as they stand
+    now, for clients that ask without a store. Nothing is pushed before all of it was made and the feed has stood its
+    trial.
 
     Args:
         run: A record of `pipeline.runs.load_run`.
         world: Folder of the tables.
 
-    Returns:
-        The version pushed, by model.
-
     Raises:
-        ContractError: None is served, or the table of videos does not fit.
+        ContractError: None is served, the table of videos does not fit, or what the run learned of topics is gone.
         RunFailedError: The feed did not stand its trial.
     """
-    contract, queues = Contract.from_json(run["contract"]), queue_store.by_topic(run)
-    made: dict[str, str] = {}  # by model, the version that waits to be pushed
-    makers: dict[str, Callable[[str, str], object]] = {
-        RETRIEVER: lambda served, to: _exporter(RETRIEVER).rebuild(
-            served, _videos(run, world, contract), to, queues=queues
-        ),
-        COVER_CHOOSER: lambda served, to: _exporter(COVER_CHOOSER).rebuild(served, _frames(run, world), to),
-    }
-    if run["config"].get("feed"):
-        makers[FEED] = partial(_assemble, run, world, contract, queues, made)  # last: it is made of the others
-    served = {name: served_version(f"{run['models']}/{name}") for name in makers}
-    if not any(served.values()):
+    names = [RETRIEVER, COVER_CHOOSER, *([FEED] if run["config"].get("feed") else [])]  # a feed is made of the others
+    served = {name: version for name in names if (version := served_version(f"{run['models']}/{name}"))}
+    if not served:
         raise ContractError(
             f"{run['models']}: expected a version of {RETRIEVER}, {COVER_CHOOSER} or {FEED}, got none: run a "
             "configuration with one of them until it is pushed"
         )
+    with tempfile.TemporaryDirectory() as folder:
+        learned, counted = _learned_and_later(run, world, folder)
+        return Rebuilt(_push(run, world, learned, served), *counted)
+
+
+def _push(run: Mapping[str, Any], world: str, learned: dict[str, str], served: Mapping[str, str]) -> dict[str, str]:
+    """The versions pushed, by model: all that is served, or none."""
+    made: dict[str, str] = {}
+    makers = _makers(run, world, learned, made)
     try:
-        for name in (name for name in makers if served[name]):
-            made[name] = str(max(int(time.time()), int(served[name]) + 1))
-            _make(f"{run['models']}/{name}/{served[name]}", _aside(run, name, made[name]), makers[name])
+        for name, version in served.items():
+            made[name] = str(max(int(time.time()), int(version) + 1))
+            _make(f"{run['models']}/{name}/{version}", _aside(run, name, made[name]), makers[name])
         for name, version in made.items():
             tf.io.gfile.rename(_aside(run, name, version), f"{run['models']}/{name}/{version}")
     finally:
         for path in filter(tf.io.gfile.exists, [_aside(run, *version) for version in made.items()]):
             io_utils.delete_dir(path)  # of what is not pushed
     return made
+
+
+def _makers(
+    run: Mapping[str, Any], world: str, learned: dict[str, str], made: Mapping[str, str]
+) -> dict[str, Callable[[str, str], object]]:
+    """By model, what makes a new version of a served one; `made` are those that wait to be pushed by then."""
+    contract, queues = Contract.from_json(run["contract"]), queue_store.by_topic(run)
+    return {
+        RETRIEVER: lambda served, to: _exporter(RETRIEVER).rebuild(
+            served, _videos(served, world, contract, learned), to, queues=queues
+        ),
+        COVER_CHOOSER: lambda served, to: _exporter(COVER_CHOOSER).rebuild(served, _frames(run, world), to),
+        FEED: partial(_assemble, run, world, contract, learned, queues, made),
+    }
+
+
+def _learned_and_later(run: Mapping[str, Any], world: str, folder: str) -> tuple[dict[str, str], tuple[int, int]]:
+    """What the run learned of videos, with topics of those that came later; how many these are, and have topics.
+
+    The table of topics is written into the folder.
+    """
+    learned = learned_of_videos(run)
+    if "topics" not in learned:
+        return learned, (0, 0)
+    known = tables.read_table(learned["topics"], VIDEO_TOPICS)
+    rows = tables.read_table(world, "videos").combine_chunks()
+    impressions.refuse_unclear_ids(rows, "video_id", f"{world}, videos")
+    rows = rows.filter(pc.invert(pc.is_in(rows["video_id"], value_set=known["video_id"].combine_chunks())))
+    if not len(rows):
+        return learned, (0, 0)
+    settings = TopicSettings.model_validate(run["config"]["topics"])
+    title = title_column(Contract.from_json(run["contract"]))
+    records = examples(rows, world, title, settings.cover_size)
+    later = LearnedTopics.read(learned["topics"], settings).assign_later(records, settings)
+    tables.write_table(folder, VIDEO_TOPICS, pa.concat_tables([known, later], promote=True))
+    found = pc.sum(pc.greater(pc.list_value_length(later["topics"]), 0)).as_py()
+    return {**learned, "topics": folder}, (len(later), found)
 
 
 def _refuse_other_content(model: str, learned: Mapping[str, str]) -> None:
@@ -101,6 +159,7 @@ def _assemble(
     run: Mapping[str, Any],
     world: str,
     contract: Contract,
+    learned: dict[str, str],
     queues: Mapping[str, Sequence[str]],
     made: Mapping[str, str],
     served: str,
@@ -109,7 +168,6 @@ def _assemble(
     """The feed of what is served now and what is about to be; its own served version is not looked at."""
     stages, settings = served_stages(run["models"]), FeedSettings.model_validate(run["config"]["feed"])
     stages |= {stage: _aside(run, name, made[name]) for stage, name in STAGES.items() if name in made}
-    learned = learned_of_videos(run)
     if "ranker" not in stages:
         raise ContractError(f"{run['models']}: a feed is made of a ranker, and none is served: run until one is pushed")
     _refuse_other_content(stages["ranker"], learned)
@@ -134,10 +192,8 @@ def _make(served: str, to: str, make: Callable[[str, str], object]) -> None:
         io_utils.copy_dir(requests, f"{to}/assets.extra")
 
 
-def _videos(run: Mapping[str, Any], world: str, contract: Contract) -> Iterator[bytes]:
-    learned = learned_of_videos(run)
-    destination = f"{run['models']}/{RETRIEVER}"
-    _refuse_other_content(f"{destination}/{served_version(destination)}", learned)
+def _videos(served: str, world: str, contract: Contract, learned: Mapping[str, str]) -> Iterator[bytes]:
+    _refuse_other_content(served, learned)
     batch = features.examples(*asking.read_catalogue(world, contract, learned))
     yield from RecordBatchToExamplesEncoder().encode(batch)
 

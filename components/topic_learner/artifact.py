@@ -10,6 +10,8 @@ class Topics(artifact.Artifact):
 
     - `centres.npy`: float32 [K, D], rows of length 1, in the order of `topics.json`;
     - `video_topics.parquet`: video_id, topics (list of ids, best first) and similarities (list<float>, cosine);
+    - `tag_vectors.parquet`: tag and vector (list<float>) of the tags that have one;
+    - `representation`: the folder of the SavedModel that z is of, text; empty where topics are of tags alone;
     - `topics.json`: a list of {id, name, tags, titles, size};
     - `version`: what the topics are known by, text;
     - `summary.json`: see `components.topic_learner.executor.read_summary`;

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
-import tensorflow_text  # noqa: F401 (the model's ops)
 from apache_beam.utils.shared import Shared
 from tfx import types
 from tfx.dsl.components.base import base_beam_executor
@@ -28,24 +27,22 @@ from tfx.types import artifact_utils
 
 from components.serving_baseline.executor import clip_shape, served_version
 from components.topic_learner import topics
-from components.topic_learner.settings import TopicSettings
-from components.topic_learner.tag_graph import (
-    Floats,
-    Pair,
-    TagGraph,
-    incidence,
-    tag_pairs,
-    tag_vectors,
-    video_tag_vectors,
+from components.topic_learner.assignment import (
+    BATCH,
+    TOPICS_FILE,
+    VIDEO_TOPICS,
+    VIDEOS,
+    LearnedTopics,
+    described,
+    vectors_of,
 )
+from components.topic_learner.settings import TopicSettings
+from components.topic_learner.tag_graph import Pair, TagGraph, incidence, tag_pairs, tag_vectors
 from components.world import files, tables
-from transform import clips, videos
+from transform import videos
 from transform.contract import ContractError
 
-SUMMARY_FILE, TOPICS_FILE, VIDEO_TOPICS = "summary.json", "topics.json", "video_topics"
-BATCH = 256
-VIDEOS = pa.schema([("video_id", pa.string()), ("title", pa.string()), ("tags", tables.STRINGS), ("z", tables.FLOATS)])
-ASSIGNED = pa.schema(list(tables.CANONICAL["video_topics"].items()))
+SUMMARY_FILE = "summary.json"
 PAIRS = pa.schema([("tag", pa.string()), ("other", pa.string()), ("videos", pa.int64())])
 _LATEST = "latest.json"
 
@@ -85,11 +82,12 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             )
         if not version:
             logging.warning("no topic representation is served in %s: topics are of tags alone", destination)
+        model = f"{destination}/{version}" if version else ""
         paths = sorted(tf.io.gfile.glob(f"{examples}/Split-*/*"))
         files.make_folder(f"{artifact.uri}/videos")
         with self._make_beam_pipeline() as pipeline:
-            build(pipeline, paths, f"{destination}/{version}" if version else "", artifact.uri)
-        summary = learn(artifact.uri, settings, *_last(store))
+            build(pipeline, paths, model, artifact.uri)
+        summary = learn(artifact.uri, settings, model, *_last(store))
         for name in ("videos", "topics"):
             artifact.set_int_custom_property(name, summary[name])
         for name in ("mean_topics", "unassigned", "without_topic"):
@@ -130,35 +128,21 @@ class _Embed(beam.DoFn):
         counts: Counter[Pair] = Counter()
         parts = []
         for batch in tf.data.TFRecordDataset(path, "GZIP").batch(BATCH):
-            parts.append(self._rows(batch))
+            parts.append(described(batch, self._model))
             for tags in parts[-1]["tags"].to_pylist():
                 counts.update(tag_pairs(tags))
         part = hashlib.sha256(path.removeprefix(path.rpartition("/Split-")[0]).encode()).hexdigest()[:16]
         tables.write_table(f"{self._uri}/videos", part, pa.concat_tables([VIDEOS.empty_table(), *parts]))
         yield from counts.items()
 
-    def _rows(self, records: tf.Tensor) -> pa.Table:
-        raw = tf.io.parse_example(records, {n: kind for n, kind in videos.parse_spec().items() if n != videos.COVER})
-        texts = [[_text(value) for value in raw[name].numpy()] for name in (clips.VIDEO_ID, clips.TITLE)]
-        tags = [[_text(tag) for tag in row] for row in raw[videos.TAGS].to_list()]
-        z: list[Any] = [None] * len(tags)
-        if self._model is not None:
-            z = [row if row.any() else None for row in self._model.signatures["embed"](examples=records)["z"].numpy()]
-        return pa.table(
-            [pa.array(column, kind) for column, kind in zip([*texts, tags, z], VIDEOS.types, strict=True)], VIDEOS
-        )
 
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="replace")
-
-
-def learn(uri: str, settings: TopicSettings, last: str, following: int) -> dict[str, Any]:
+def learn(uri: str, settings: TopicSettings, model: str, last: str, following: int) -> dict[str, Any]:
     """Cluster what Beam wrote to `uri`, and write the topics beside it.
 
     Args:
         uri: Folder of the artifact.
         settings: How.
+        model: Folder of the representation that Beam used, or "".
         last: Folder of the last execution's topics; "" if there is none.
         following: Number of the first topic that none has had yet.
 
@@ -173,7 +157,7 @@ def learn(uri: str, settings: TopicSettings, last: str, following: int) -> dict[
     graph = TagGraph.of(dict(zip(zip(pairs["tag"], pairs["other"], strict=True), pairs["videos"], strict=True)))
     of_tags = tag_vectors(graph, settings.tag_width, settings.walks, settings.walk_length, settings.seed)
     ids, titles, tags = (rows[name].to_pylist() for name in ("video_id", "title", "tags"))
-    vectors = topics.topic_vectors(_dense(rows["z"]), video_tag_vectors(incidence(tags, graph.tags), of_tags))
+    vectors = vectors_of(rows, graph.tags, of_tags, _width(rows["z"]))
     there = vectors.any(axis=1)
     if not there.any():
         raise ContractError(
@@ -185,45 +169,24 @@ def learn(uri: str, settings: TopicSettings, last: str, following: int) -> dict[
     centres = topics.cluster(vectors[there], settings, kept)
     names, following = topics.stable_ids(centres, kept_ids, kept, following, settings.threshold)
     order = np.argsort(names)
-    centres, names = centres[order], [names[i] for i in order]
-    members, passed = topics.assign(vectors, centres, settings)
+    learned = LearnedTopics(model, graph.tags, of_tags, [names[i] for i in order], centres[order])
+    assigned, members, passed = learned.assign(ids, vectors, settings)
     known = sorted({tag for of_one in tags for tag in of_one})
-    described = topics.describe(names, members, incidence(tags, known), known, titles)
+    descriptions = topics.describe(learned.ids, members, incidence(tags, known), known, titles)
     ended = sorted(set(before.values()) - set(names))
     summary = {**topics.report(members, passed), "tags": len(graph.tags), "ended": ended, "next_topic": following}
-    _write_topics(uri, ids, names, members, centres, described, summary)
+    tables.write_table(uri, VIDEO_TOPICS, assigned)
+    learned.write(uri)
+    _write(f"{uri}/{TOPICS_FILE}", json.dumps(descriptions, ensure_ascii=False, indent=1))
+    _write(f"{uri}/{SUMMARY_FILE}", json.dumps(summary, indent=1))
+    known_by = learned.centres.tobytes() + json.dumps(learned.ids).encode()
+    _write(f"{uri}/version", hashlib.sha256(known_by).hexdigest()[:16])
     return summary
 
 
-def _dense(column: pa.ChunkedArray) -> Floats:
-    """[N, D] of a list column, zeros where it is null."""
-    values = column.to_pylist()
-    width = max((len(value) for value in values if value is not None), default=0)
-    dense = np.zeros((len(values), width), np.float32)
-    for row, value in enumerate(values):
-        if value is not None:
-            dense[row] = value
-    return dense
-
-
-def _write_topics(
-    uri: str,
-    ids: list[str],
-    names: list[str],
-    members: Any,
-    centres: Floats,
-    described: list[dict[str, Any]],
-    summary: dict[str, Any],
-) -> None:
-    ends = pa.array(members.indptr, pa.int32())
-    assigned = pa.ListArray.from_arrays(ends, pa.array(names).take(pa.array(members.indices)))
-    cosines = pa.ListArray.from_arrays(ends, pa.array(members.data, pa.float32()))
-    tables.write_table(uri, VIDEO_TOPICS, pa.table([pa.array(ids), assigned, cosines], ASSIGNED))
-    with files.writing(f"{uri}/centres.npy") as file:
-        np.save(file, centres)
-    _write(f"{uri}/{TOPICS_FILE}", json.dumps(described, ensure_ascii=False, indent=1))
-    _write(f"{uri}/{SUMMARY_FILE}", json.dumps(summary, indent=1))
-    _write(f"{uri}/version", hashlib.sha256(centres.tobytes() + json.dumps(names).encode()).hexdigest()[:16])
+def _width(column: pa.ChunkedArray) -> int:
+    """Of the vectors of a list column; 0 where all are null."""
+    return max((len(value) for value in column.to_pylist() if value is not None), default=0)
 
 
 def _write_pairs(pairs: list[tuple[Pair, int]], uri: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -113,15 +114,37 @@ def read_videos(job: Job, division: Splits, with_key_frames: bool) -> pa.Table:
     """What examples are made from, with `cover` (a path, null without one) and `split`, an index into SPLITS."""
     rows = tables.read_table(job.world, "videos").combine_chunks()
     impressions.refuse_unclear_ids(rows, "video_id", f"{job.world}, videos")
-    names = [job.title, *videos.DESCRIBED, videos.TAGS]
+    kept = _described(rows, job.title)
+    if with_key_frames:
+        cover = pc.coalesce(kept[_PICTURE], _first_key_frames(job.world, rows["video_id"]))
+        kept = kept.set_column(kept.column_names.index(_PICTURE), _PICTURE, cover)
+    return kept.append_column("split", pa.array(splits.assign(rows, division, job.world)))
+
+
+def examples(rows: pa.Table, world: str, title: str, cover_size: int) -> Iterator[bytes]:
+    """The examples that a run would make of videos whose clips it has not decoded, serialised.
+
+    Args:
+        rows: Of the table of videos.
+        world: Where relative paths start.
+        title: Column of the title.
+        cover_size: S.
+    """
+    for row in _described(rows, title).to_pylist():
+        yield encode(row, _cover(row, world, cover_size), title)
+
+
+def _described(rows: pa.Table, title: str) -> pa.Table:
+    """What an example says of a video, with `cover`, the path of its own."""
+    names = [title, *videos.DESCRIBED, videos.TAGS]
     kept = rows.select([name for name in dict.fromkeys(names) if name in rows.column_names])
     nothing = pa.nulls(len(rows), pa.string())
     cover = rows["cover_path"] if "cover_path" in rows.column_names else nothing
-    cover = pc.if_else(pc.equal(cover, ""), None, cover)
-    if with_key_frames:
-        cover = pc.coalesce(cover, _first_key_frames(job.world, rows["video_id"]))
-    kept = kept.append_column(_PICTURE, cover)
-    return kept.append_column("split", pa.array(splits.assign(rows, division, job.world)))
+    return kept.append_column(_PICTURE, pc.if_else(pc.equal(cover, ""), None, cover))
+
+
+def _cover(row: dict[str, Any], world: str, size: int) -> bytes:
+    return read_cover(files.locate(world, row[_PICTURE]), size) if row[_PICTURE] else b""
 
 
 def _first_key_frames(world: str, video_ids: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -149,9 +172,8 @@ def _write(element: tuple[int, bytes], job: Job) -> Counts:
     with ExitStack() as opened:
         writers: dict[str, tf.io.TFRecordWriter] = {}
         for row in pa.ipc.open_stream(content).read_all().to_pylist():
-            split, cover = SPLITS[row["split"]], b""
+            split, cover = SPLITS[row["split"]], _cover(row, job.world, job.cover_size)
             if row[_PICTURE]:
-                cover = read_cover(files.locate(job.world, row[_PICTURE]), job.cover_size)
                 counts["with_cover" if cover else "bad_covers"] += 1
             if split not in writers:
                 path = f"{job.uri}/{_PARTIAL}/{split}-{partition:05d}"

@@ -11,7 +11,6 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -323,23 +322,34 @@ def test_the_report_shows_the_topics_with_covers_and_click_rates(pushed):
     assert all(str(escape(topic.name)) in page for topic in topics)
 
 
-def add_a_video(pushed: local_runner.Run, to: Path) -> Path:
-    """The world with a video more, and beside it a copy of the served models, whose folder is given back."""
+def _clicks(world: str) -> list[tuple[str, str]]:
+    events = tables.read_table(world, "interactions", ["user_id", "video_id", "clicked"]).to_pylist()
+    return [(event["user_id"], event["video_id"]) for event in events if event["clicked"]]
+
+
+def add_videos(pushed: local_runner.Run, to: Path) -> tuple[dict[str, Any], Path]:
+    """The world with two more: "brand new", as a video that is given back has it, and "bare", of which nothing is told.
+
+    Beside it lies a copy of the served models, whose folder is given back too.
+    """
     for table in ("users", "interactions"):
         tables.write_table(str(to), table, tables.read_table(pushed.world, table))
     videos = tables.read_table(pushed.world, "videos")
-    late = pa.Table.from_pylist([videos.slice(0, 1).to_pylist()[0] | {"video_id": "brand new"}], videos.schema)
-    picture = cv2.imencode(".png", np.full((20, 20, 3), 200, np.uint8))[1].tobytes()
-    (to / "late.png").write_bytes(picture)
-    late = late.append_column("cover_path", pa.array(["late.png"]))
+    frames = tables.read_table(pushed.world, "key_frames").to_pylist()
+    covers = {frame["video_id"]: frame["path"] for frame in frames if frame["frame_index"] == 0}
+    known: dict[str, Any] = next(v for v in videos.to_pylist() if v["video_id"] in covers and v["title"] and v["tags"])
+    shutil.copy(Path(pushed.world) / covers[known["video_id"]], to / "late.jpg")
+    bare = {"title": None, "tags": None, "media_path": None}
+    rows = [known | {"video_id": "brand new"}, known | bare | {"video_id": "bare"}]
+    late = pa.Table.from_pylist(rows, videos.schema).append_column("cover_path", pa.array(["late.jpg", None]))
     tables.write_table(str(to), "videos", pa.concat_tables([videos, late], promote=True))
     for name in ("ranker", "topic_retrieval", "jifr", "feed"):
         shutil.copytree(f"{pushed.models}/{name}", to / "models" / name)
-    return to / "models"
+    return known, to / "models"
 
 
 def test_nothing_is_pushed_where_the_feed_of_the_new_index_does_not_stand_its_trial(pushed, tmp_path):
-    models = add_a_video(pushed, tmp_path)
+    _, models = add_videos(pushed, tmp_path)
     before = sorted(models.rglob("*"))  # hidden ones too
     tight = {**pushed.config, "serving_check": {**pushed.config["serving_check"], "startup_seconds": 0.001}}
     with pytest.raises(RunFailedError, match=r"nothing is pushed: the new feed has seconds until it answers: None"):
@@ -348,18 +358,26 @@ def test_nothing_is_pushed_where_the_feed_of_the_new_index_does_not_stand_its_tr
 
 
 def test_a_video_that_came_later_is_retrieved_once_the_index_is_built_anew(pushed, tmp_path):
-    models, videos = add_a_video(pushed, tmp_path), tables.read_table(pushed.world, "videos")
-    rebuilt = rebuild({**asdict(pushed), "models": str(models)}, str(tmp_path))
+    (known, models), videos = add_videos(pushed, tmp_path), tables.read_table(pushed.world, "videos")
+    done = rebuild({**asdict(pushed), "models": str(models)}, str(tmp_path))
+    assert (done.later, done.with_topics) == (2, 1)
+    rebuilt = done.versions
     assert set(rebuilt) == {"topic_retrieval", "jifr", "feed"}
     feed = tf.saved_model.load(str(models / "feed" / rebuilt["feed"]))
     pairs = {"examples": tf.constant([b""]), "video_ids": tf.constant([["brand new"]])}
-    assert feed.signatures["cover"](**pairs)["frame_paths"].numpy() == [[b"late.png"]]
-    contract, user = Contract.from_json(pushed.contract), cli._busiest_users(pushed.world)[0]
-    asked = asking.user_context(pushed.world, contract, user, asking.clock(pushed.world))
-    told = {**asked.told, "exclude": videos["video_id"].to_pylist()}
-    left = feed.signatures["recommend"](examples=tf.constant([to_feed_example(asked.features, contract, **told)]))
-    assert left["video_ids"].numpy()[0, 0] == b"brand new"  # it is in the index that the feed was made of
-    assert left["sources"].numpy()[0, 0] == b"topic"
+    assert feed.signatures["cover"](**pairs)["frame_paths"].numpy() == [[b"late.jpg"]]
+    assigned = tables.read_table(pushed.artifacts["ranker"]["topics"], "video_topics").to_pylist()
+    topics = next(row["topics"] for row in assigned if row["video_id"] == known["video_id"])
+    liking = next(user for user, video in _clicks(pushed.world) if video == known["video_id"])
+    asked = asking.user_context(pushed.world, Contract.from_json(pushed.contract), liking, asking.clock(pushed.world))
+    told = {**asked.told, "exclude": videos["video_id"].to_pylist(), "length": 2}
+    example = to_feed_example(asked.features, Contract.from_json(pushed.contract), **told)
+    shown = {name: v.numpy()[0] for name, v in feed.signatures["recommend"](examples=tf.constant([example])).items()}
+    place = shown["video_ids"].tolist().index(b"brand new")  # it is in the index that the feed was made of
+    assert shown["sources"][place] == b"topic"
+    # Of the same cover, title and tags as a video of the run, so of the same topics, best first.
+    assert [topic.decode() for topic in shown["topics"][place] if topic] == topics != []
+    assert not any(shown["topics"][1 - place])
     assert sorted(path.name for path in models.iterdir()) == ["feed", "jifr", "ranker", "topic_retrieval"]
     texts = [part for part in feed.captured if isinstance(part, tf.Variable) and part.dtype == tf.string]
     assert any(b"brand new" in part.numpy().ravel() for part in texts)  # its tables know the video
@@ -367,7 +385,7 @@ def test_a_video_that_came_later_is_retrieved_once_the_index_is_built_anew(pushe
     ids = tf.constant(["brand new", *videos["video_id"].to_pylist()])
     history = tf.zeros([len(ids), 0], tf.string)
     answer = covers(user_id=tf.fill([len(ids)], "u0001"), watch_history=history, video_id=ids)
-    assert answer["path"].numpy()[0] == b"late.png"
+    assert answer["path"].numpy()[0] == b"late.jpg"
     media = [path is not None for path in videos["media_path"].to_pylist()]
     assert (answer["frame"].numpy()[1:] >= 0).tolist() == media  # the others are as they were
     found, built_in = [], []

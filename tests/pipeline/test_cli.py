@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from pipeline import cli
 
@@ -188,3 +190,22 @@ def test_a_folder_without_a_run_is_named_and_left_alone(refused):
 def test_a_long_error_stays_one_line_with_its_brackets(refused):
     folder = "a" * 200 + "[red]"
     assert refused("check", folder).startswith(f"{folder}: expected a world")
+
+
+@pytest.mark.parametrize(
+    ("later", "with_topics", "said"),
+    [
+        (0, 0, None),
+        (1200, 1200, "Topics for 1,200 of 1,200 new videos\n"),
+        (3, 2, "Topics for 2 of 3 new videos; 1 have no title, cover or known tag to tell them by\n"),
+    ],
+)
+def test_index_says_how_many_new_videos_have_topics(later, with_topics, said, monkeypatch, tmp_path, capfd):
+    keys = ("id", "outcome", "started", "finished", "config", "contract", "models")
+    (tmp_path / "run.json").write_text(json.dumps({**dict.fromkeys(keys, ""), "world": "w"}))
+    done = SimpleNamespace(versions={"feed": "7"}, later=later, with_topics=with_topics)
+    monkeypatch.setitem(sys.modules, "pipeline.index", SimpleNamespace(rebuild=lambda run, world: done))
+    assert CliRunner().invoke(cli.app, ["index", "--run", str(tmp_path)]).exit_code == 0
+    screen = capfd.readouterr().out
+    assert "Pushed feed version 7 to" in screen
+    assert (said in screen) if said else ("Topics" not in screen)

@@ -12,7 +12,9 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import standard_artifacts
 
 from components.topic_learner.artifact import Topics
+from components.topic_learner.assignment import LearnedTopics
 from components.topic_learner.executor import Executor, read_summary
+from components.topic_learner.settings import TopicSettings
 from transform.contract import ContractError
 
 SETTINGS = {"topics": 3, "tag_width": 4, "walks": 20, "walk_length": 50}
@@ -116,6 +118,56 @@ def test_themes_become_topics_with_names_whatever_part_a_video_lacks(world: Worl
     assert centres.shape == (3, 3 + 4)
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1, rtol=1e-5)
     assert len((folder / "version").read_text()) == 16
+
+
+def later(folder: Path, videos: dict[str, tuple[str, list[str]]]) -> dict[str, tuple[list[str], list[float]]]:
+    """Topics and similarities of videos that `folder`'s topics were not learned from."""
+    settings = TopicSettings(**SETTINGS)
+    records = [example(video, *row) for video, row in videos.items()]
+    rows = LearnedTopics.read(str(folder), settings).assign_later(records, settings).to_pylist()
+    return {row["video_id"]: (row["topics"], row["similarities"]) for row in rows}
+
+
+@pytest.mark.parametrize("represented", [True, False])
+def test_a_video_that_comes_later_has_the_topics_that_it_would_have_been_given(world: World, represented: bool):
+    if represented:
+        world.push(1, 1.0)
+    folder = world.run(planted(each=100))  # more than are embedded at once
+    rows = pq.read_table(folder / "video_topics.parquet").to_pylist()
+    found = later(folder, {f"again {video}": row for video, row in planted(each=100).items()})
+    assert len(found) == len(rows) == 301
+    for row in rows:
+        topics, similarities = found[f"again {row['video_id']}"]
+        assert topics == row["topics"]
+        np.testing.assert_allclose(similarities, row["similarities"], atol=1e-6)
+    assert later(folder, {}) == {}
+
+
+def test_tags_that_nobody_knew_tell_nothing_of_a_later_video(world: World):
+    world.push(1, 1.0)
+    folder = world.run(planted())
+    cats = topics_of(folder)["cats0"]
+    given = {
+        "title": ("about cats", ["brand", "new"]),
+        "tag": ("of nothing known", ["kitten", "new"]),
+        "none": ("x", []),
+    }
+    found = {video: topics for video, (topics, _) in later(folder, given).items()}
+    assert found["title"][0] == found["tag"][0] == cats[0]
+    assert found["none"] == []
+
+
+def test_a_later_video_is_refused_where_what_topics_were_learned_with_is_gone(world: World):
+    world.push(1, 1.0)
+    folder = world.run(planted())
+    world.push(2, -1.0)  # another one is served by now: its axes are others
+    assert later(folder, {"x": ("about cats", [])})["x"][0] == [topics_of(folder)["cats0"][0]]
+    tf.io.gfile.rmtree(str(world.folder / "served" / "1"))
+    with pytest.raises(ContractError, match=r"served/1: expected the topic representation .* gone: run again"):
+        later(folder, {})
+    (folder / "representation").unlink()
+    with pytest.raises(ContractError, match="expected topics as TopicLearner writes them, got no representation"):
+        later(folder, {})
 
 
 def test_pairs_of_tags_are_counted_over_all_files(world: World):

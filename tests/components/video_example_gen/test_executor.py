@@ -9,7 +9,7 @@ from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import standard_artifacts
 
 from components.clip_example_gen.media import PICTURES, fingerprint
-from components.video_example_gen.executor import Executor, read_summary
+from components.video_example_gen.executor import Executor, examples, read_summary
 from components.world import tables
 from transform import contract, videos
 
@@ -51,6 +51,10 @@ def run(world: str, uri: str, with_clips: bool) -> standard_artifacts.Examples:
     return examples
 
 
+def video_of(example: tf.train.Example) -> bytes:
+    return example.features.feature["video_id"].bytes_list.value[0]
+
+
 def read(uri: str) -> dict[str, dict]:
     data = tf.data.TFRecordDataset(tf.io.gfile.glob(f"{uri}/Split-*/*.gz"), "GZIP")
     parsed = [tf.io.parse_single_example(record, videos.parse_spec()) for record in data]
@@ -87,6 +91,15 @@ def test_examples_hold_what_is_known_and_the_middle_of_the_cover(world, tmp_path
 def test_key_frames_are_no_covers_where_the_run_decodes_no_clips(world, tmp_path):
     found = read(run(world, str(tmp_path / "out"), with_clips=False).uri)
     assert {video for video, example in found.items() if colour(example)} == {"v0", "v2"}
+
+
+def test_examples_of_videos_that_came_later_are_those_of_a_run_without_clips(world, tmp_path):
+    made = run(world, str(tmp_path / "out"), with_clips=False).uri
+    written = tf.data.TFRecordDataset(tf.io.gfile.glob(f"{made}/Split-*/*.gz"), "GZIP").as_numpy_iterator()
+    given = examples(tables.read_table(world, "videos"), world, "title", SIZE)
+    parsed = [[tf.train.Example.FromString(record) for record in records] for records in (given, written)]
+    for one, other in zip(*(sorted(found, key=video_of) for found in parsed), strict=True):
+        assert one == other
 
 
 def test_a_changed_cover_changes_the_fingerprint(world, tmp_path):
