@@ -212,6 +212,31 @@ class _Trainable(keras.Model):
     """
 
     train_step = tf.autograph.experimental.do_not_convert(keras.Model.train_step)
+    train_function: Any  # Keras's attribute
+
+    def make_train_function(self, force: bool = False) -> Callable[[Any], dict[str, tf.Tensor]]:
+        """Steps in a loop, as Keras has them, which traces a step once more, only to learn what the loop returns."""
+        if self.train_function is None or force:
+            step = tf.function(self._counted_step, jit_compile=True) if self.jit_compile else self._counted_step
+            steps = self._steps_per_execution
+
+            def after_one_more(done: tf.Tensor, iterator: Any) -> tf.Tensor:
+                self.distribute_strategy.run(step, args=(next(iterator),))
+                return done + 1
+
+            def train_function(iterator: Any) -> dict[str, tf.Tensor]:
+                one_more = partial(after_one_more, iterator=iterator)
+                none = tf.zeros([], steps.dtype)
+                tf.while_loop(lambda done: done < steps, one_more, [none], parallel_iterations=1)  # in their order
+                return {metric.name: metric.result() for metric in self.metrics}
+
+            self.train_function = tf.function(train_function, autograph=False, reduce_retracing=True)
+        return self.train_function
+
+    @tf.autograph.experimental.do_not_convert
+    def _counted_step(self, data: Any) -> None:
+        self.train_step(data)
+        self._train_counter.assign_add(1)
 
     @classmethod
     def of(cls, model: keras.Model, objective: Objective) -> _Trainable:
