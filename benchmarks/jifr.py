@@ -6,8 +6,8 @@
 `protocols/opened.py` says what the sets are and how they are split; learned is from what was opened, never from a liked
 frame. Videos: HR@15 and NDCG@15 of each opened video of the test rows among 1,000 others that the user opened in no
 split (all of them where there are fewer), ten times, and among all. Frames: hits and NDCG of the liked one among the
-video's own. All as `pipeline.cover_metrics` counts them. Every model has the same training and the best epoch by
-validation AUC; `jifr_na` is the paper's JIFR_NA, and with the other three variants its Table 2. A random frame is
+video's own. All as `pipeline.cover_metrics` counts them. Every model of ours has the same training and the best epoch
+by validation AUC; `jifr_na` is the paper's JIFR_NA, and with the other three variants its Table 2. A random frame is
 `chance`, the most popular one that which the average user likes most. On real data `l2` is the best of three by the
 validation AUC of the first seed, and cornac's BPR and VBPR, with settings chosen likewise, rank the same videos: with
 the widths and standardised looks of ours, users they have not met as the mean of the others, and videos nobody opened
@@ -87,7 +87,9 @@ def main() -> None:
         for side, name in wanted:
             if options.only_missing and results.has(part, side, name, seed):
                 continue
-            before = next(iter(results.of(part, side, name)), {}).get("settings")
+            known = PEERS[name] if side == "peer" else [{**SHARED, **MODELS[name], "l2": l2} for l2 in L2]
+            found = (row["settings"] for row in results.of(part, side, name))
+            before = next((settings for settings in found if settings in known), None)
             if side == "ours":
                 measure = _ours(part, name, data, seed, before)
             else:
@@ -247,6 +249,7 @@ SHOWN = ("frame_hits_at_1", "frame_ndcg_at_3")
 COLUMNS = ("hits_sampled", "ndcg_sampled", "hits", "ndcg", *SHOWN)
 OF_VIDEOS = ("HR@15 of 1,000", "NDCG@15 of 1,000", "HR@15 of all", "NDCG@15 of all")
 WITHOUT_LOOKS = ("bpr", "acf")
+WITH_ATTENTION = ("jifr", "jifr_content", "jifr_rating")  # their differences are in Table 2
 CHANCE = (places(0, SCENES, 1)[0], places(0, SCENES, 3)[1])
 INTRODUCTION = """\
 # Videos and their frames: JIFR and its baselines
@@ -278,7 +281,7 @@ def _demo(results: table.Results) -> list[str]:
         cells = cells if name not in WITHOUT_LOOKS else [*cells[:4], "does not rank frames", ""]
         lines.append(f"| {name} | {' | '.join(cells)} | {len(found)} |")
         for kind, title in (("printed_", "frames by eq. 4 as printed"), ("popular_", "most popular frame by it")):
-            if name not in WITHOUT_LOOKS and kind + SHOWN[0] in found[0]:
+            if name not in WITHOUT_LOOKS and all(kind + SHOWN[0] in row for row in found):
                 cells = [_spread([row[kind + column] for row in found]) for column in SHOWN]
                 lines.append(f"| {name}: {title} | | | | | {' | '.join(cells)} | |")
     return [*lines, f"| chance | | | | | {CHANCE[0]:.4f} | {CHANCE[1]:.4f} | |"]
@@ -290,17 +293,17 @@ def _demo_bars(results: table.Results) -> list[str]:
     for column, chance in zip(SHOWN, CHANCE, strict=True):
         ratios = [row[column] / chance for row in results.of("demo", "ours", "jifr")]
         lines.append(_holds(bool(ratios) and min(ratios) >= 2, f"{column} of jifr, by chance", ratios, "{:.2f}"))
-        for other in (name for name in MODELS if name != "jifr" and name not in WITHOUT_LOOKS):
-            rows = zip(results.of("demo", "ours", "jifr"), results.of("demo", "ours", other), strict=False)
-            gaps = [mine[column] - theirs[column] for mine, theirs in rows]
-            if other in ("jifr_content", "jifr_rating"):  # the others of Table 2, below
-                continue
-            lines.append(_holds(bool(gaps) and min(gaps) > 0, f"{column} of jifr less that of {other}", gaps))
-    for column in COLUMNS[:2]:
-        rows = zip(results.of("demo", "ours", "jifr"), results.of("demo", "ours", "jifr_na"), strict=False)
-        gaps = [mine[column] - theirs[column] for mine, theirs in rows]
-        lines.append(_holds(bool(gaps) and min(gaps) > 0, f"{column} of jifr less that of jifr_na", gaps))
+    others = [(column, name) for column in SHOWN for name in MODELS if name not in (*WITH_ATTENTION, *WITHOUT_LOOKS)]
+    for column, name in [*others, *((column, "jifr_na") for column in COLUMNS[:2])]:
+        gaps = [mine[column] - theirs[column] for mine, theirs in _pairs(results, "jifr", name)]
+        lines.append(_holds(bool(gaps) and min(gaps) > 0, f"{column} of jifr less that of {name}", gaps))
     return lines
+
+
+def _pairs(results: table.Results, name: str, other: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Rows of two models of the demo world, by seed: each seed is a world of its own."""
+    rows = {row["seed"]: row for row in results.of("demo", "ours", other)}
+    return [(row, rows[row["seed"]]) for row in results.of("demo", "ours", name) if row["seed"] in rows]
 
 
 def _holds(holds: bool, claim: str, values: list[float], shape: str = "{:+.4f}") -> str:
@@ -344,9 +347,8 @@ def _table_2(results: table.Results) -> list[str]:
     lines = ["### The paper's Table 2: what the attentions add", ""]
     lines += ["| visual | rating | HR@15 | NDCG@15 | frame HR@3 | frame NDCG@3 |", "|---|---|---|---|---|---|"]
     columns = ("hits_sampled", "ndcg_sampled", "frame_hits_at_3", "frame_ndcg_at_3")
-    start = results.of("demo", "ours", "jifr_na")
     for visual, rating, name in TABLE_2:
-        found = list(zip(results.of("demo", "ours", name), start, strict=False))
+        found = _pairs(results, name, "jifr_na")
         if not found:
             return []
         gains = [[100 * (now[column] / before[column] - 1) for now, before in found] for column in columns]

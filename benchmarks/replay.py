@@ -249,7 +249,7 @@ def _against(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Where the feed stands, seed by seed, against popularity and each stage alone."""
     by_name = {(row["ranking"], row["seed"]): row for row in rows}
     seeds = sorted({row["seed"] for row in rows})
-    for other in ("popularity", "retrieval", "jifr", "ranker", "feed_by_score"):
+    for other in ("popularity", "retrieval", "jifr", "ranker", "feed_by_score") if len(seeds) > 1 else ():
         for metric in ("recall", "ndcg"):
             gaps = [by_name["feed", seed][metric] - by_name[other, seed][metric] for seed in seeds]
             verdict = "above" if min(gaps) > 0 else "below" if max(gaps) < 0 else "not told apart from"

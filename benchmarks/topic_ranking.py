@@ -244,15 +244,11 @@ def _verdicts(results: table.Results, protocol: str) -> list[str]:
     for model in MODELS:
         sides = [{row["seed"]: row["auc"] for row in results.of(protocol, side, model)} for side in SIDES]
         gains = [sides[1][seed] - sides[0][seed] for seed in sorted(sides[0].keys() & sides[1].keys())]
-        if gains:
-            verdict = (
-                "topics help"
-                if min(gains) > 0
-                else "topics help on average"
-                if np.mean(gains) > 0
-                else "topics do not help"
+        if len(gains) > 1:
+            told = (
+                "help" if min(gains) > 0 else "do not help" if max(gains) < 0 else "make no difference that is certain"
             )
-            lines.append(f"- {model}: {verdict}, {np.mean(gains):+.4f} ± {np.std(gains):.4f}")
+            lines.append(f"- {model}: topics {told}, {np.mean(gains):+.4f} ± {np.std(gains):.4f}")
     return lines
 
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -81,12 +81,14 @@ def rebuild(run: Mapping[str, Any], world: str) -> Rebuilt:
             "configuration with one of them until it is pushed"
         )
     with tempfile.TemporaryDirectory() as folder:
-        learned, counted = _learned_and_later(run, world, folder)
+        learned, counted = learned_of_videos(run), (0, 0)
+        if "topics" in learned and served.keys() & {RETRIEVER, FEED}:  # covers heed no topics
+            learned["topics"], counted = _topics_of_all(run, world, learned["topics"], folder)
         return Rebuilt(_push(run, world, learned, served), *counted)
 
 
 def _push(run: Mapping[str, Any], world: str, learned: dict[str, str], served: Mapping[str, str]) -> dict[str, str]:
-    """The versions pushed, by model: all that is served, or none."""
+    """The versions pushed, by model; none before all are made."""
     made: dict[str, str] = {}
     makers = _makers(run, world, learned, made)
     try:
@@ -105,37 +107,31 @@ def _makers(
     run: Mapping[str, Any], world: str, learned: dict[str, str], made: Mapping[str, str]
 ) -> dict[str, Callable[[str, str], object]]:
     """By model, what makes a new version of a served one; `made` are those that wait to be pushed by then."""
-    contract, queues = Contract.from_json(run["contract"]), queue_store.by_topic(run)
+    contract, queues = Contract.from_json(run["contract"]), cache(partial(queue_store.by_topic, run))
     return {
         RETRIEVER: lambda served, to: _exporter(RETRIEVER).rebuild(
-            served, _videos(served, world, contract, learned), to, queues=queues
+            served, _videos(served, world, contract, learned), to, queues=queues()
         ),
         COVER_CHOOSER: lambda served, to: _exporter(COVER_CHOOSER).rebuild(served, _frames(run, world), to),
         FEED: partial(_assemble, run, world, contract, learned, queues, made),
     }
 
 
-def _learned_and_later(run: Mapping[str, Any], world: str, folder: str) -> tuple[dict[str, str], tuple[int, int]]:
-    """What the run learned of videos, with topics of those that came later; how many these are, and have topics.
-
-    The table of topics is written into the folder.
-    """
-    learned = learned_of_videos(run)
-    if "topics" not in learned:
-        return learned, (0, 0)
-    known = tables.read_table(learned["topics"], VIDEO_TOPICS)
+def _topics_of_all(run: Mapping[str, Any], world: str, topics: str, folder: str) -> tuple[str, tuple[int, int]]:
+    """The folder of a table of topics with those of later videos too; how many these are, and have topics."""
+    known = tables.read_table(topics, VIDEO_TOPICS)
     rows = tables.read_table(world, "videos").combine_chunks()
     impressions.refuse_unclear_ids(rows, "video_id", f"{world}, videos")
     rows = rows.filter(pc.invert(pc.is_in(rows["video_id"], value_set=known["video_id"].combine_chunks())))
     if not len(rows):
-        return learned, (0, 0)
+        return topics, (0, 0)
     settings = TopicSettings.model_validate(run["config"]["topics"])
     title = title_column(Contract.from_json(run["contract"]))
     records = examples(rows, world, title, settings.cover_size)
-    later = LearnedTopics.read(learned["topics"], settings).assign_later(records, settings)
+    later = LearnedTopics.read(topics, settings).assign_later(records, settings)
     tables.write_table(folder, VIDEO_TOPICS, pa.concat_tables([known, later], promote=True))
     found = pc.sum(pc.greater(pc.list_value_length(later["topics"]), 0)).as_py()
-    return {**learned, "topics": folder}, (len(later), found)
+    return folder, (len(later), found)
 
 
 def _refuse_other_content(model: str, learned: Mapping[str, str]) -> None:
@@ -160,7 +156,7 @@ def _assemble(
     world: str,
     contract: Contract,
     learned: dict[str, str],
-    queues: Mapping[str, Sequence[str]],
+    queues: Callable[[], Mapping[str, Sequence[str]]],
     made: Mapping[str, str],
     served: str,
     to: str,
@@ -171,7 +167,7 @@ def _assemble(
     if "ranker" not in stages:
         raise ContractError(f"{run['models']}: a feed is made of a ranker, and none is served: run until one is pushed")
     _refuse_other_content(stages["ranker"], learned)
-    feed = assemble(EXPORTERS[FEED], stages, world, contract, settings, learned, queues)
+    feed = assemble(EXPORTERS[FEED], stages, world, contract, settings, learned, queues())
     feed.save(to)
     requests = [log.predict_log for log in golden.requests(feed, world, contract, asking.clock(world), learned)]
     write_warm_up(to, requests)

@@ -33,13 +33,17 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
         image: Container image with Shortlist installed, best by digest (NAME@sha256:...).
 
     Raises:
-        ContractError: Two of the folders are one; or `kubeflow` of the configuration names a step that there is not, or
-            a file that is no TFJob.
+        ContractError: Two of the folders are one; the feed is to be checked by Docker; or `kubeflow` of the
+            configuration names a step that there is not, or a file that is no TFJob.
     """
     if len({world, models, root}) < 3:
         raise contracts.ContractError(
             f"expected a world, a pipeline root and a push destination of their own, got {world}, {root} and {models}: "
             "give each a folder"
+        )
+    if config.serving_check.by == "docker":
+        raise contracts.ContractError(
+            "serving_check: a step on Kubeflow has no Docker engine: set `by: kubernetes` or `by: model_server`"
         )
     contract = contracts.load(config.contract)
     jobs = {name: _training_job(path, image) for name, path in config.kubeflow.training_jobs.items()}

@@ -26,8 +26,10 @@ class FrameEmbedderSpec(ComponentSpec):
 class FrameEmbedder(base_beam_component.BaseBeamComponent):
     """Writes one frame example a video: the pictures its cover may be chosen from, each with a vector.
 
-    They are the key frames that ClipExampleGen found, or else the files `frame_paths`, or `cover_path` alone. A video
-    without any has an example without frames; a picture that cannot be read keeps its place, without a vector.
+    They are the key frames that ClipExampleGen found, or else the files `frame_paths`, or `cover_path` alone. Where
+    the videos come with `frame_vectors` (encoder `given`), these are of the video's own files, whatever its clip
+    has. A video without any has an example without frames; a picture that cannot be read keeps its place, without a
+    vector.
 
     Args:
         world: Folder of the table `videos`; relative paths start there.

@@ -97,7 +97,7 @@ def read_pictures(world: str, with_key_frames: bool, with_vectors: bool = False)
         with_vectors: Whether the videos come with `frame_vectors`: only their own pictures can be meant.
 
     Raises:
-        ContractError: Ids are not clear, or there is no column of vectors.
+        ContractError: Ids are not clear; or there is no column of vectors, or they do not fit the pictures.
     """
     rows = tables.read_table(world, "videos").combine_chunks()
     impressions.refuse_unclear_ids(rows, "video_id", f"{world}, videos")
@@ -112,7 +112,10 @@ def read_pictures(world: str, with_key_frames: bool, with_vectors: bool = False)
                 "another encoder"
             )
         more[VECTORS] = rows[VECTORS]
-        pictures = [_described_pictures(*pair) for pair in zip(pictures, rows[VECTORS].to_pylist(), strict=True)]
+        vectors = [found or [] for found in rows[VECTORS].to_pylist()]
+        # Where there is a vector without a picture, there is a frame that nobody can look at.
+        pictures = [own or [("", None)] if found else own for own, found in zip(pictures, vectors, strict=True)]
+        _refuse_misfits(world, rows["video_id"].to_pylist(), pictures, vectors)
     paths = pa.array([[path for path, _ in row] for row in pictures], pa.list_(pa.string()))
     seconds = pa.array([[at for _, at in row] for row in pictures], pa.list_(pa.float64()))
     return pa.table({"video_id": rows["video_id"], frames.PATH: paths, frames.SECONDS: seconds, **more})
@@ -127,9 +130,18 @@ def _own_pictures(row: Row) -> list[Picture]:
     return [(path, None) for path in paths if path]
 
 
-def _described_pictures(pictures: list[Picture], vectors: list[float] | None) -> list[Picture]:
-    """The pictures that vectors are of: without any, one that nobody can look at."""
-    return (pictures or [("", None)]) if vectors else []
+def _refuse_misfits(
+    world: str, videos: Sequence[str], pictures: Sequence[list[Picture]], vectors: Sequence[list[float]]
+) -> None:
+    """Vectors have one width, and there is one for each picture."""
+    widths = [len(found) / len(own) if found else None for own, found in zip(pictures, vectors, strict=True)]
+    usual = Counter(width for width in widths if width).most_common(1)
+    for video, own, found, width in zip(videos, pictures, vectors, widths, strict=True):
+        if width and width != usual[0][0]:
+            raise ContractError(
+                f"{world}, videos: expected {VECTORS} of {video!r} to hold {usual[0][0]:g} values, as most have, for "
+                f"each of its {len(own)} pictures, got {len(found)}: mend them, or leave them empty"
+            )
 
 
 def _key_frames(world: str) -> dict[str, list[Picture]]:
@@ -203,8 +215,6 @@ def described(rows: Sequence[Row], world: str, encode: Encoder | None) -> Iterat
         world: Where relative paths start.
         encode: From pictures to vectors; None: the rows have vectors.
 
-    Raises:
-        ContractError: The vectors given do not fit the pictures.
     """
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
@@ -216,16 +226,11 @@ def described(rows: Sequence[Row], world: str, encode: Encoder | None) -> Iterat
 
 
 def _given(row: Row) -> tuple[np.ndarray, list[bool]]:
-    """[F, C] and [F]: what is no number counts as a picture that could not be read."""
+    """[F, C] and [F]: without a vector, or with one of no numbers, a picture counts as one that could not be read."""
     count = len(row[frames.PATH])
     values = np.array(row[VECTORS] or [], np.float32)
-    if len(values) % max(count, 1):
-        raise ContractError(
-            f"videos: expected {VECTORS} of {row['video_id']!r} to be {count} vectors of one width, one for each "
-            f"picture, got {len(values)} values"
-        )
     vectors = values.reshape(count, -1) if count else np.zeros((0, 0), np.float32)
-    there = np.isfinite(vectors).all(axis=1)
+    there = np.isfinite(vectors).all(axis=1) & bool(len(values))
     return np.where(there[:, np.newaxis], vectors, 0), there.tolist()
 
 

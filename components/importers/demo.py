@@ -217,7 +217,7 @@ def _draw_feedback(rng: np.random.Generator, users: _Users, videos: _Videos, eve
     """The frame that the user liked of half of the videos clicked, and how often that is the likeliest one."""
     told = np.flatnonzero(events.clicked & videos.media[events.video] & (rng.random(len(events.at)) < 0.5))
     user, video = events.user[told], events.video[told]
-    score = LIKING * np.where(videos.lit[video], users.liking(user, videos, video), -1.0)
+    score = LIKING * np.where(videos.lit[video], users.liking(user, videos, video), -np.inf)
     frame = (score + rng.gumbel(size=score.shape)).argmax(axis=1)  # drawn by the softmax of the score
     columns = {
         "user_id": _ids("u", user),

@@ -169,6 +169,7 @@ def learn(uri: str, settings: TopicSettings, model: str, last: str, following: i
     centres = topics.cluster(vectors[there], settings, kept)
     names, following = topics.stable_ids(centres, kept_ids, kept, following, settings.threshold)
     order = np.argsort(names)
+    model = model if _width(rows["z"]) else ""  # no video had a cover or a title that it could read
     learned = LearnedTopics(model, graph.tags, of_tags, [names[i] for i in order], centres[order])
     assigned, members, passed = learned.assign(ids, vectors, settings)
     known = sorted({tag for of_one in tags for tag in of_one})

@@ -16,6 +16,7 @@ from components.serving_check.settings import ServingCheckSettings
 from pipeline import config, container, kubeflow, training_pipeline
 from pipeline.report.gates import gates_of
 from transform import contract as contracts
+from transform.contract import ContractError
 
 PLATFORMS = {"docker": "local_docker", "kubernetes": "kubernetes"}
 IMAGE = "registry:5000/tensorflow/serving:2.16.1"  # the port is no tag
@@ -63,10 +64,14 @@ def test_the_image_is_loaded_where_the_configuration_says_and_as_long_as_it_says
     assert json.loads(told["validation_spec"]) == {"max_loading_time_seconds": 90}
 
 
-@pytest.mark.parametrize("how", PLATFORMS)
-def test_kubeflow_runs_the_check_in_the_image_of_the_steps_before_the_push(how):
+def test_kubeflow_refuses_a_check_by_docker_which_its_steps_have_not():
+    with pytest.raises(ContractError, match="no Docker engine: set `by: kubernetes`"):
+        kubeflow.compile_spec(by("docker"), "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1")
+
+
+def test_kubeflow_runs_the_check_in_the_image_of_the_steps_before_the_push():
     """TFX's compiler refuses TFX's own component of that name."""
-    job = kubeflow.compile_spec(by(how), "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1")
+    job = kubeflow.compile_spec(by("kubernetes"), "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1")
     spec = job["pipelineSpec"]
     tasks = spec["root"]["dag"]["tasks"]
     told = tasks["Pusher.feed"]["inputs"]["artifacts"]["infra_blessing"]["taskOutputArtifact"]
@@ -76,7 +81,7 @@ def test_kubeflow_runs_the_check_in_the_image_of_the_steps_before_the_push(how):
     assert (step["image"], step["command"]) == ("example/shortlist:1", kubeflow.COMMAND)
     assert "tfx.components.infra_validator.executor.Executor" in step["args"]
     given = tasks["InfraValidator"]["inputs"]["parameters"]["serving_spec"]["runtimeValue"]["constant"]
-    assert PLATFORMS[how] in json.loads(given)
+    assert "kubernetes" in json.loads(given)
     assert set(kubeflow.executors(job).values()) == {"container"}
 
 

@@ -10,6 +10,7 @@ B batch, V videos, D width, K cells, G pages, T topics, R most topics of a video
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -251,6 +252,8 @@ def fill_queues(index: Any, queues: Mapping[str, Sequence[str]]) -> None:
         queues: Videos by topic, best first. Topics and videos that the index lacks are left out, and so is what is
             behind the longest queue that it has room for.
     """
+    if not index.queues.shape[1] and any(topic.decode() in queues for topic in index.topic_names.numpy()):
+        logging.warning("the index has no room for topic queues: train retrieval anew, or build its index anew")
     number = {video.decode(): position for position, video in enumerate(index.ids.numpy())}
     table = np.full(index.queues.shape, -1, np.int32)
     for row, topic in zip(table, index.topic_names.numpy(), strict=True):

@@ -95,25 +95,40 @@ def with_vectors(world: str, vectors: list[list[float] | None]) -> None:
 
 
 def test_vectors_that_come_with_the_videos_are_taken_as_they_are(world, tmp_path):
-    # v0 has one picture, v1 none known of it, v2 four, one of whose vectors is no number, v3 no picture at all.
+    # v0 has one picture, v1 one without a vector, v2 four, one of whose vectors is no number, v3 a vector alone.
     with_vectors(world, [[1, 2], None, [3, 4, 5, 6, float("nan"), 8, 9, 10], [11, 12]])
     made, found = run(world, str(tmp_path / "1"), with_clips=True, encoder="given")
     np.testing.assert_array_equal(found["v0"][1][0], [1, 2])
     np.testing.assert_array_equal(found["v2"][1], [[3, 4], [5, 6], [0, 0], [9, 10]])
     np.testing.assert_array_equal(found["v3"][1][0], [11, 12])
-    assert (found["v0"][0], found["v3"][0]) == (["red.png"], [])  # none to be looked at
+    assert {video: paths for video, (paths, _) in found.items() if video != "v2"} == {
+        "v0": ["red.png"],
+        "v1": ["red.png"],  # not its key frames, of which no vector can be
+        "v3": [],
+    }
     assert found["v2"][0] == ["broken.jpg", "blue.png", "lost.png", "red.png"]  # which nobody opened
     frames = read(made.uri)
     assert dict(zip(frames.ids, frames.mask.sum(axis=1), strict=True)) == {"v0": 1, "v1": 0, "v2": 3, "v3": 1}
-    assert read_summary(made.uri) == {"videos": 4, "pictures": 6, "bad_pictures": 1}
+    assert read_summary(made.uri) == {"videos": 4, "pictures": 7, "bad_pictures": 2}
 
 
-def test_vectors_that_do_not_fit_the_pictures_are_refused(world, tmp_path):
+@pytest.mark.parametrize(
+    ("vectors", "video", "usual"),
+    [
+        ([[1, 2], [1, 2], [1, 2, 3], None], "v2", 2),  # three values cannot be four vectors
+        ([[1, 2], [1, 2], [1, 2, 3, 4], None], "v2", 2),  # four could, but of another width
+        ([[1], [1, 2], [1] * 8, [1, 2]], "v0", 2),
+    ],
+)
+def test_vectors_that_do_not_fit_the_pictures_are_refused_before_anything_runs(world, vectors, video, usual):
+    with_vectors(world, vectors)
+    with pytest.raises(ContractError, match=rf"frame_vectors of '{video}' to hold {usual} values, as most have"):
+        executor.read_pictures(world, with_key_frames=False, with_vectors=True)
+
+
+def test_without_the_column_the_encoder_is_refused(world, tmp_path):
     with pytest.raises(ContractError, match="encoder `given` need the column frame_vectors, got none"):
         run(world, str(tmp_path / "1"), with_clips=False, encoder="given")
-    with_vectors(world, [[1, 2], [1, 2], [1, 2, 3], None])
-    with pytest.raises(Exception, match=r"frame_vectors of 'v2' to be 4 vectors of one width.*got 3 values"):
-        run(world, str(tmp_path / "2"), with_clips=False, encoder="given")
 
 
 def test_colours_tell_hue_brightness_and_direction_by_quarter():
