@@ -33,6 +33,7 @@ from pipeline.models import CLASSIFIER, COVER_CHOOSER, FEED, MODELS, RANKER, REP
 from pipeline.runs import artifact, load_run
 from transform import contract as contracts
 
+OF_THE_FEED = {"feed", "serving_check", "queues"}  # parts of a configuration that no model heeds
 USED = (CLASSIFIER, REPRESENTATION, RANKER, RETRIEVER, COVER_CHOOSER)  # served models that later steps are made of
 _WEIGHTS = ("", ".index", ".data-00000-of-00001", "/saved_model.pb", "/variables/variables.data-00000-of-00001")
 Outcome = Literal["pushed", "refused", "failed"]
@@ -142,7 +143,7 @@ def run(
     served = {name: served_version(f"{at.models}/{name}") for name in {*config.models, *USED, FEED}}
     span = None if span_number is None else spans.start(config, contract, span_number, last, str(folder), served)
     fingerprints = {"impressions": at.fingerprint, "clips": at.clips_fingerprint, "videos": at.videos_fingerprint}
-    shared = config.model_dump_json(exclude={"models"}), contract.to_json(), at.world
+    shared = config.model_dump_json(exclude={"models", *OF_THE_FEED}), contract.to_json(), at.world
     day = json.dumps(span and asdict(span))  # of no matter to models of clips and videos
     days = {name: day if MODELS[name].examples == "impressions" else "" for name in config.models}
     inputs = {
@@ -150,7 +151,9 @@ def run(
         for name, model in config.models.items()
     }
     if config.feed:
-        inputs[FEED] = inputs_key(*shared, day, fingerprints["impressions"])
+        inputs[FEED] = inputs_key(
+            *shared, config.model_dump_json(include=OF_THE_FEED), day, fingerprints["impressions"]
+        )
     judgements = {name: judgement_key(last, name, inputs[name], served[name], started) for name in inputs}
     record = Run(
         id=folder.name,
