@@ -98,7 +98,9 @@ def _bands(scenes: Scenes) -> Floats:
 
 def _path(motion: int, time: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Centres [FRAMES, 2] and radii [FRAMES] of the shape; the frame is -1 to 1."""
-    angle, home, radius = rng.uniform(0, 2 * np.pi), rng.uniform(-0.2, 0.2, 2), rng.uniform(0.3, 0.45)
+    angle = rng.uniform(0, 2 * np.pi)
+    home = np.array([0, BAND / SIZE]) + rng.uniform(-0.2, 0.2, 2)  # about the middle of what the band leaves
+    radius = rng.uniform(0.3, 0.45)
     turn = 2 * np.pi * time
     if motion == 0:
         along = np.array([np.cos(angle), np.sin(angle)])
