@@ -50,12 +50,14 @@ SIDES = ("without", "with")
 ACCOUNTS = {
     "movielens": """
 Topics of films are made of posters, titles and genres. Genres are a feature of every model here, with topics and
-without, and the prefix has but 3,883 films, whose own ids say most: there is little left for topics to tell. In the
-demo world a quarter of the videos come without categories and tags, and new videos come every day.""",
+without, and the prefix has but 3,883 films, whose own ids say most: there is little left for topics to tell.""",
+    "demo": """
+What a topic tells of a user's taste is told by a product of both, and LR has none: it can only say that a topic is
+clicked more often than others, by everybody.""",
     "microseconds": """
   A content vector is read as one block, and one matrix brings it to the width of a field before anything else is done
-  with it; up to 8 topics are read, looked up and averaged one by one. Either adds a tenth to a fifth of the whole,
-  which is parsing, and the fields that all have.""",
+  with it; up to 8 topics are read, looked up and averaged one by one. Either adds about a tenth of the whole, which is
+  parsing, and the fields that all have.""",
 }
 CALLS, SAMPLES, WIDE = 300, 1000, 128
 CHEAP = Config(architecture="dcn_v1", embedding_width=8, modality="concat")
@@ -176,7 +178,7 @@ def _example(contract: Contract, columns: dict[str, np.ndarray], row: int) -> by
         values = np.atleast_1d(columns[feature.name][row])
         if values.dtype.kind == "f":
             features[feature.name] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
-        else:  # padding is not sent
+        elif values.any():  # padding is not sent
             features[feature.name] = tf.train.Feature(int64_list=tf.train.Int64List(value=values[values > 0]))
     return bytes(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
 
