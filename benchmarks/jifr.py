@@ -295,15 +295,10 @@ def _demo_bars(results: table.Results) -> list[str]:
         lines.append(_holds(bool(ratios) and min(ratios) >= 2, f"{column} of jifr, by chance", ratios, "{:.2f}"))
     others = [(column, name) for column in SHOWN for name in MODELS if name not in (*WITH_ATTENTION, *WITHOUT_LOOKS)]
     for column, name in [*others, *((column, "jifr_na") for column in COLUMNS[:2])]:
-        gaps = [mine[column] - theirs[column] for mine, theirs in _pairs(results, "jifr", name)]
+        pairs = results.pairs("demo", ("ours", "jifr"), ("ours", name))
+        gaps = [mine[column] - theirs[column] for mine, theirs in pairs]
         lines.append(_holds(bool(gaps) and min(gaps) > 0, f"{column} of jifr less that of {name}", gaps))
     return lines
-
-
-def _pairs(results: table.Results, name: str, other: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Rows of two models of the demo world, by seed: each seed is a world of its own."""
-    rows = {row["seed"]: row for row in results.of("demo", "ours", other)}
-    return [(row, rows[row["seed"]]) for row in results.of("demo", "ours", name) if row["seed"] in rows]
 
 
 def _holds(holds: bool, claim: str, values: list[float], shape: str = "{:+.4f}") -> str:
@@ -348,7 +343,7 @@ def _table_2(results: table.Results) -> list[str]:
     lines += ["| visual | rating | HR@15 | NDCG@15 | frame HR@3 | frame NDCG@3 |", "|---|---|---|---|---|---|"]
     columns = ("hits_sampled", "ndcg_sampled", "frame_hits_at_3", "frame_ndcg_at_3")
     for visual, rating, name in TABLE_2:
-        found = _pairs(results, name, "jifr_na")
+        found = results.pairs("demo", ("ours", name), ("ours", "jifr_na"))
         if not found:
             return []
         gains = [[100 * (now[column] / before[column] - 1) for now, before in found] for column in columns]

@@ -232,14 +232,12 @@ def _auc_table(results: table.Results, protocol: str) -> list[str]:
         "|---" * 6 + "|",
     ]
     for model in MODELS:
-        sides = {side: {row["seed"]: row for row in results.of(protocol, side, model)} for side in SIDES}
-        seeds = sorted(sides["with"].keys() & sides["without"].keys())
-        if not seeds:
+        pairs = results.pairs(protocol, ("with", model), ("without", model))
+        if not pairs:
             continue
-        means = [_spread([sides[side][seed]["auc"] for seed in seeds]) for side in SIDES]
+        means = [_spread([pair[side]["auc"] for pair in pairs]) for side in (1, 0)]
         by_seed, new = (
-            ", ".join(f"{sides['with'][seed][key] - sides['without'][seed][key]:+.4f}" for seed in seeds)
-            for key in ("auc", "auc_new")
+            ", ".join(f"{topics[key] - plain[key]:+.4f}" for topics, plain in pairs) for key in ("auc", "auc_new")
         )
         lines.append(f"| {model} | {' | '.join(means)} | {by_seed} | {new} | {PAPER[model]} |")
     return [*lines, "", *_verdicts(results, protocol), *ACCOUNTS.get(protocol, "").split("\n")]
@@ -248,8 +246,8 @@ def _auc_table(results: table.Results, protocol: str) -> list[str]:
 def _verdicts(results: table.Results, protocol: str) -> list[str]:
     lines = []
     for model in MODELS:
-        sides = [{row["seed"]: row["auc"] for row in results.of(protocol, side, model)} for side in SIDES]
-        gains = [sides[1][seed] - sides[0][seed] for seed in sorted(sides[0].keys() & sides[1].keys())]
+        pairs = results.pairs(protocol, ("with", model), ("without", model))
+        gains = [topics["auc"] - plain["auc"] for topics, plain in pairs]
         if len(gains) > 1:
             told = (
                 "help" if min(gains) > 0 else "do not help" if max(gains) < 0 else "make no difference that is certain"

@@ -52,15 +52,8 @@ def demo(runs: Runs = Path("runs")) -> None:
     import_demo(str(DEMO_WORLD))  # seeded: the same bytes each time, so that nothing after it runs again
     folder = _run(config.load("demo"), str(DEMO_WORLD), runs / "demo")
     _report(folder)
-    _recommend(
-        folder,
-        _busiest_users(str(DEMO_WORLD))[0],
-        n=10,
-        target=None,
-        as_json=False,
-        html=folder / "feed.html",
-        beside=None,
-    )
+    user, other = _busiest_users(str(DEMO_WORLD))
+    _recommend(folder, user, n=10, target=None, as_json=False, html=folder / "feed.html", beside=other)
 
 
 importers = typer.Typer(help="Turn a public data set, or tables of your own, into a world.", no_args_is_help=True)

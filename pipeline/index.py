@@ -6,9 +6,9 @@ import importlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -107,13 +107,13 @@ def _makers(
     run: Mapping[str, Any], world: str, learned: dict[str, str], made: Mapping[str, str]
 ) -> dict[str, Callable[[str, str], object]]:
     """By model, what makes a new version of a served one; `made` are those that wait to be pushed by then."""
-    contract, queues = Contract.from_json(run["contract"]), cache(partial(queue_store.by_topic, run))
+    contract = Contract.from_json(run["contract"])
     return {
         RETRIEVER: lambda served, to: _exporter(RETRIEVER).rebuild(
-            served, _videos(served, world, contract, learned), to, queues=queues()
+            served, _videos(served, world, contract, learned), to, queues=queue_store.by_topic(run)
         ),
         COVER_CHOOSER: lambda served, to: _exporter(COVER_CHOOSER).rebuild(served, _frames(run, world), to),
-        FEED: partial(_assemble, run, world, contract, learned, queues, made),
+        FEED: partial(_assemble, run, world, contract, learned, made),
     }
 
 
@@ -156,7 +156,6 @@ def _assemble(
     world: str,
     contract: Contract,
     learned: dict[str, str],
-    queues: Callable[[], Mapping[str, Sequence[str]]],
     made: Mapping[str, str],
     served: str,
     to: str,
@@ -167,7 +166,7 @@ def _assemble(
     if "ranker" not in stages:
         raise ContractError(f"{run['models']}: a feed is made of a ranker, and none is served: run until one is pushed")
     _refuse_other_content(stages["ranker"], learned)
-    feed = assemble(EXPORTERS[FEED], stages, world, contract, settings, learned, queues())
+    feed = assemble(EXPORTERS[FEED], stages, world, contract, settings, learned)  # queues are in the retriever
     feed.save(to)
     requests = [log.predict_log for log in golden.requests(feed, world, contract, asking.clock(world), learned)]
     write_warm_up(to, requests)

@@ -69,11 +69,15 @@ class Results:
         rows = self.of(protocol, side, model)
         return float(np.mean([row[value] for row in rows])) if rows else None
 
+    def pairs(self, protocol: str, one: tuple[str, str], other: tuple[str, str]) -> list[tuple[Result, Result]]:
+        """The rows of one (side, model) beside those of another, of the seeds that both have."""
+        second = {row["seed"]: row for row in self.of(protocol, *other)}
+        return [(row, second[row["seed"]]) for row in self.of(protocol, *one) if row["seed"] in second]
+
     def gap(self, protocol: str, one: tuple[str, str], other: tuple[str, str]) -> tuple[float, int] | None:
         """How far the AUC of one (side, model) is above another, over the seeds of both, and how many those are."""
-        first, second = ({row["seed"]: row["auc"] for row in self.of(protocol, *key)} for key in (one, other))
-        seeds = first.keys() & second.keys()
-        return (float(np.mean([first[s] - second[s] for s in seeds])), len(seeds)) if seeds else None
+        gaps = [mine["auc"] - theirs["auc"] for mine, theirs in self.pairs(protocol, one, other)]
+        return (float(np.mean(gaps)), len(gaps)) if gaps else None
 
 
 def write(results: Results, path: Path) -> None:

@@ -157,7 +157,8 @@ def learn(uri: str, settings: TopicSettings, model: str, last: str, following: i
     graph = TagGraph.of(dict(zip(zip(pairs["tag"], pairs["other"], strict=True), pairs["videos"], strict=True)))
     of_tags = tag_vectors(graph, settings.tag_width, settings.walks, settings.walk_length, settings.seed)
     ids, titles, tags = (rows[name].to_pylist() for name in ("video_id", "title", "tags"))
-    vectors = vectors_of(rows, graph.tags, of_tags, _width(rows["z"]))
+    width = _width(rows["z"])
+    vectors = vectors_of(rows, graph.tags, of_tags, width)
     there = vectors.any(axis=1)
     if not there.any():
         raise ContractError(
@@ -169,7 +170,7 @@ def learn(uri: str, settings: TopicSettings, model: str, last: str, following: i
     centres = topics.cluster(vectors[there], settings, kept)
     names, following = topics.stable_ids(centres, kept_ids, kept, following, settings.threshold)
     order = np.argsort(names)
-    model = model if _width(rows["z"]) else ""  # no video had a cover or a title that it could read
+    model = model if width else ""  # no video had a cover or a title that it could read
     learned = LearnedTopics(model, graph.tags, of_tags, [names[i] for i in order], centres[order])
     assigned, members, passed = learned.assign(ids, vectors, settings)
     known = sorted({tag for of_one in tags for tag in of_one})

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-import typer
 from rich.console import Console
 
 from components.content_embedder.executor import read_summary
@@ -405,14 +404,11 @@ def test_an_unchanged_run_comes_from_the_cache(pushed, world, folder):
     assert all(step.cached for step in run(SETTINGS, world, folder).steps)
 
 
-def test_a_feed_that_its_check_refuses_is_not_pushed_and_the_run_leaves_with_code_3(pushed, world, folder, capfd):
+def test_a_feed_that_its_check_refuses_is_not_pushed_and_the_run_leaves_with_code_3(pushed, world, folder, refused):
     """No server answers within a millisecond of its start; all else of the run comes from the cache."""
     before = sorted(path.name for path in (folder / "models" / "feed").iterdir())
     settings = SETTINGS.model_copy(update={"serving_check": ServingCheckSettings(startup_seconds=0.001)})
-    with pytest.raises(typer.Exit) as caught:
-        cli._run(settings, world, folder)
-    assert caught.value.exit_code == 3
-    screen = capfd.readouterr().out
+    screen = refused(settings, world, folder)
     assert "feed is refused by its gates: it is not pushed" in screen
     assert "feed was refused: nothing is pushed" in screen
     assert "seconds until it answers" in screen

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
-import typer
 from apache_beam.testing.util import assert_that
 from ml_metadata.metadata_store import MetadataStore
 from rich.console import Console
@@ -216,12 +215,8 @@ def some_category(record: local_runner.Run) -> str:
     return max(found, key=found.__getitem__)
 
 
-def test_a_refusal_shows_a_table_and_leaves_with_code_3(pushed, good_model, world, folder, spoilt, capfd):
-    settings = with_model(SETTINGS, {"good": str(good_model), "noise": 0.5})
-    with pytest.raises(typer.Exit) as caught:
-        cli._run(settings, world, folder)
-    assert caught.value.exit_code == 3
-    screen = capfd.readouterr().out
+def test_a_refusal_shows_a_table_and_leaves_with_code_3(pushed, good_model, world, folder, spoilt, refused):
+    screen = refused(with_model(SETTINGS, {"good": str(good_model), "noise": 0.5}), world, folder)
     assert "ranker was refused" in screen
     assert "auc" in screen
 
