@@ -11,7 +11,6 @@ import tensorflow_model_analysis as tfma
 from tfx import types
 from tfx.components import (
     DistributionValidator,
-    Evaluator,
     ExampleValidator,
     Pusher,
     StatisticsGen,
@@ -27,6 +26,7 @@ from components.anomaly_gate.component import AnomalyGate
 from components.clip_example_gen.component import ClipExampleGen
 from components.content_embedder.component import ContentEmbedder
 from components.contract_schema.component import ContractSchema
+from components.evaluator.component import Evaluator
 from components.example_schema.component import ExampleSchema
 from components.feed_assembler.component import FeedAssembler
 from components.feed_assembler.executor import STAGES

@@ -206,23 +206,16 @@ class _Serving(VideoNumbers):
         beats = 1.0 - tf.cast(scores < own, tf.float32) - 0.5 * tf.cast(scores == own, tf.float32)
         beats = tf.where(others, beats, 0.0)
 
-        def sampled(repeat: tf.Tensor) -> tf.Tensor:
-            lots = tf.where(others, self._lots(asked["seed"], repeat), -1.0)
-            last = tf.math.top_k(lots, min(SAMPLED, self.ids.shape[0])).values[:, -1:]
-            return tf.reduce_sum(tf.where(lots >= last, beats, 0.0), axis=1)
-
         cover = self._cover(asked)
         average = {
             name: tf.repeat(value[tf.newaxis], tf.size(number), 0) for name, value in self.scorer.average.items()
         }
         popular = self.scorer.look(average, take(self.looks, tf.maximum(number, 0)))
-        numbers = tf.range(REPEATS, dtype=tf.int64)
-        repeats = tf.map_fn(sampled, numbers, parallel_iterations=1, fn_output_signature=tf.float32)
         last = tf.where(number >= 0, 0.0, np.inf)  # what the catalogue lacks is never found
         return {
             "score": cover["score"],
             "above": tf.reduce_sum(beats, axis=1) + last,
-            "above_sampled": tf.transpose(repeats) + last[:, tf.newaxis],
+            "above_sampled": self._above_of_drawn(beats, others, asked["seed"]) + last[:, tf.newaxis],
             "frame_scores": cover["frame_scores"],
             "popular_frame_scores": tf.where(self._frames_of(number), popular, np.nan),
         }
@@ -239,12 +232,29 @@ class _Serving(VideoNumbers):
         unopened = tf.ones([tf.size(users), self.ids.shape[0]], bool)
         return tf.tensor_scatter_nd_update(unopened, places, tf.zeros(tf.shape(places)[:1], bool))
 
-    def _lots(self, seed: tf.Tensor, repeat: tf.Tensor) -> tf.Tensor:
-        """A number from 0 to 1 for each user and video [B, V], other ones in each repeat.
+    def _above_of_drawn(self, beats: tf.Tensor, others: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """How many of the videos drawn beat the one asked for [B, REPEATS].
+
+        A draw is `SAMPLED` neighbours in a shuffled order of the others, which is a ring, and the next one begins a
+        tenth of the ring further on: sorting once costs a tenth of drawing each anew.
+        """
+        order = tf.argsort(tf.where(others, self._lots(seed), -1.0), axis=1, direction="DESCENDING")
+        before = tf.pad(tf.cumsum(tf.gather(beats, order, batch_dims=1), axis=1), [[0, 0], [1, 0]])
+        ring = tf.reduce_sum(tf.cast(others, tf.int32), axis=1, keepdims=True)
+        start = tf.range(REPEATS) * ring // REPEATS
+        end = start + tf.minimum(SAMPLED, ring)
+
+        def until(place: tf.Tensor) -> tf.Tensor:
+            return tf.gather(before, place, batch_dims=1)
+
+        return until(tf.minimum(end, ring)) - until(start) + until(tf.maximum(end - ring, 0))
+
+    def _lots(self, seed: tf.Tensor) -> tf.Tensor:
+        """A number from 0 to 1 for each user and video [B, V].
 
         They depend on the ids alone: every model is asked about the same videos.
         """
-        own = scattered(seed[:, tf.newaxis] + repeat)
+        own = scattered(seed[:, tf.newaxis])
         mixed = scattered(tf.bitwise.bitwise_xor(own, tf.convert_to_tensor(self.fingerprints)))
         return tf.cast(tf.bitwise.bitwise_and(mixed, 2**24 - 1), tf.float32) / 2**24
 

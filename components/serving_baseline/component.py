@@ -26,9 +26,9 @@ class ServingBaselineSpec(ComponentSpec):
 
 
 class ServingBaseline(base_component.BaseComponent):
-    """Hands on the model now being served; the first time, the candidate stands in for it.
+    """Hands on the model now being served; the first time, nothing.
 
-    It does so too where the served model reads clips of another shape or a feature in another form, and could not be
+    Nothing too where the served model reads clips of another shape or a feature in another form, and could not be
     asked about the examples of this run.
 
     Args:
@@ -38,7 +38,7 @@ class ServingBaseline(base_component.BaseComponent):
             when another is. The executor looks for itself.
         clip_shape: `ClipSettings.shape` of the examples, where they are clips.
 
-    Outputs: `baseline` (Model), with the custom property `served_version`, "" where the candidate stands in.
+    Outputs: `baseline` (Model), with the custom property `served_version`, "" where it is empty.
     """
 
     SPEC_CLASS = ServingBaselineSpec

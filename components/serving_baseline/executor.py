@@ -19,7 +19,7 @@ _FILES = ("saved_model.pb", os.path.join("variables", "variables.index"))
 
 
 class Executor(base_executor.BaseExecutor):
-    """Copies the served model, or the candidate where nothing is served yet, into `baseline`."""
+    """Copies the served model into `baseline`, which stays empty where nothing is served yet."""
 
     def Do(  # noqa: N802
         self,
@@ -36,10 +36,10 @@ class Executor(base_executor.BaseExecutor):
         if version and (why := _cannot_be_asked(os.path.join(destination, version), trained, exec_properties)):
             logging.warning("version %s of %s reads %s: no baseline", version, destination, why)
             version = ""
-        source = os.path.join(destination, version) if version else trained
-        io_utils.copy_dir(source, path_utils.serving_model_dir(baseline.uri))
+        if version:
+            io_utils.copy_dir(os.path.join(destination, version), path_utils.serving_model_dir(baseline.uri))
         baseline.set_string_custom_property("served_version", version)
-        logging.info("baseline is %s", f"version {version} of {destination}" if version else "the candidate")
+        logging.info("baseline is %s", f"version {version} of {destination}" if version else "none")
 
 
 def served_version(push_destination: str) -> str:

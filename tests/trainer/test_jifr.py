@@ -370,6 +370,25 @@ def test_a_training_goes_on_from_the_served_one_and_still_knows_whom_that_had_me
     assert np.corrcoef(before, after)[0, 1] > 0.99  # frames are standardised anew
 
 
+def test_draws_go_evenly_round_all_that_the_user_has_not_opened(
+    world: Any, exported: str, tmp_path: Path, monkeypatch: Any
+):
+    """Twelve draws of one begin at each of 1, 2, 3 or 4 others equally often, so that their mean is the share above."""
+    monkeypatch.setattr(jifr_export, "SAMPLED", 1)
+    monkeypatch.setattr(jifr_export, "REPEATS", 12)
+    rebuild(exported, frame_records(), str(tmp_path / "2"))
+    loaded = tf.saved_model.load(str(tmp_path / "2"))
+    opened = {(r["user_id"], r["video_id"]) for r in world.raw if r["clicked"]}
+    shares = []
+    for user, own in ((f"u{i}", f"v{j}") for i in range(6) for j in range(5)):
+        got = loaded.signatures["evaluate"](examples=asked(world, {"user_id": user, "video_id": own}))
+        others = [v for v in (f"v{i}" for i in range(5)) if v != own and (user, v) not in opened]
+        share = got["above"].numpy()[0] / max(len(others), 1)
+        assert got["above_sampled"].numpy()[0].mean() == pytest.approx(share)
+        shares.append(share)
+    assert len({s for s in shares if 0 < s < 1}) > 1
+
+
 def test_a_score_that_is_no_number_is_the_last(world: Any, exported: str, tmp_path: Path):
     loaded = tf.saved_model.load(exported)
     for weight in filter(lambda part: isinstance(part, tf.Variable), loaded.scorer.captured):

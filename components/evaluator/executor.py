@@ -1,0 +1,32 @@
+"""Judges a candidate against the served model, or by itself where none is served."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from tfx import types
+from tfx.components.evaluator import executor
+from tfx.dsl.io import fileio
+from tfx.types import artifact_utils, standard_component_specs
+from tfx.utils import path_utils
+
+BASELINE = standard_component_specs.BASELINE_MODEL_KEY
+
+
+class Executor(executor.Executor):
+    """Takes an empty baseline for none: floors and ceilings decide then, and gates on change do not."""
+
+    def Do(  # noqa: N802
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Write `evaluation` and `blessing`."""
+        baseline = artifact_utils.get_single_instance(input_dict[BASELINE])
+        if not fileio.exists(os.path.join(path_utils.serving_model_path(baseline.uri), "saved_model.pb")):
+            logging.info("nothing is served: no baseline, and no gates on change")
+            input_dict = {name: found for name, found in input_dict.items() if name != BASELINE}
+        super().Do(input_dict, output_dict, exec_properties)
