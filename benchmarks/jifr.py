@@ -293,6 +293,10 @@ def _demo_bars(results: table.Results) -> list[str]:
     for column, chance in zip(SHOWN, CHANCE, strict=True):
         ratios = [row[column] / chance for row in results.of("demo", "ours", "jifr")]
         lines.append(_holds(bool(ratios) and min(ratios) >= 2, f"{column} of jifr, by chance", ratios, "{:.2f}"))
+    for column in SHOWN:
+        gaps = [row[column] - row[f"popular_{column}"] for row in results.of("demo", "ours", "jifr")]
+        claim = f"{column} of jifr less that of the most popular frame by it"
+        lines.append(_holds(bool(gaps) and min(gaps) > 0, claim, gaps))
     others = [(column, name) for column in SHOWN for name in MODELS if name not in (*WITH_ATTENTION, *WITHOUT_LOOKS)]
     for column, name in [*others, *((column, "jifr_na") for column in COLUMNS[:2])]:
         pairs = results.pairs("demo", ("ours", "jifr"), ("ours", name))
@@ -349,6 +353,12 @@ def _table_2(results: table.Results) -> list[str]:
         gains = [[100 * (now[column] / before[column] - 1) for now, before in found] for column in columns]
         cells = [f"{np.mean(gain):+.1f} ± {np.std(gain):.1f} %" if name != "jifr_na" else "/" for gain in gains]
         lines.append(f"| {visual} | {rating} | {' | '.join(cells)} |")
+    lines += ["", "In the paper both attentions together are the best of the four:", ""]
+    for column, name in ((column, name) for name in ("jifr_rating", "jifr_content") for column in columns):
+        gaps = [both[column] - one[column] for both, one in results.pairs("demo", ("ours", "jifr"), ("ours", name))]
+        lines.append(
+            _holds(bool(gaps) and np.mean(gaps) > 0, f"{column} of jifr less that of {name}, in the mean", gaps)
+        )
     return lines
 
 

@@ -12,7 +12,8 @@ time (eq. 3, whose print lacks "-ln"; |Theta|^2 is that of a triple's free vecto
 never learned from. What is ours:
 
 - eq. 4 has no ln alpha. But what attention has learned to leave out of x_i, P was never trained on, and P c of such a
-  frame says nothing (docs/decisions/0008). Where all alpha are equal the order is that of the print.
+  frame says nothing (docs/decisions/0008). Where all alpha are equal the order is that of the print, and so it is with
+  `attended_frames: false`.
 - A video that training does not know has x_i alone, and one without frames v_i alone: both softmaxes are masked.
 - Frames are standardised.
 - "Knows" means that somebody opened the video (that the user opened any): of others nothing was learned.
@@ -83,6 +84,7 @@ class Config(Settings):
         content_attention: Whether x_i is attended (eq. 5) or the mean of the frames (eq. 1).
         rating_attention: Whether the two products are weighed (eq. 8) or added up (eq. 2). Without either attention
             this is the paper's JIFR_NA.
+        attended_frames: Whether the score of a frame has ln alpha; without it is eq. 4 as printed.
         attention_units: Of the hidden layers of both attentions.
         attention_l2: L2 penalty on the matrices of both.
         negatives: N.
@@ -96,6 +98,7 @@ class Config(Settings):
     visual_width: int = Field(default=32, ge=1)
     content_attention: bool = True
     rating_attention: bool = True
+    attended_frames: bool = True
     attention_units: int = Field(default=32, ge=1)
     attention_l2: float = Field(default=0.0, ge=0)
     negatives: int = Field(default=10, ge=1)
@@ -137,13 +140,14 @@ class Jifr(PairScorer):
         self.content = _Weigher(*attention, "content_attention") if config.content_attention else None
         self.reduce = linear(config.visual_width, name="W0") if config.content_attention else None
         self.rating = _Weigher(*attention, "rating_attention") if config.rating_attention else None
+        self.attended_frames = config.attended_frames
 
     def people(self, inputs: Mapping[str, tf.Tensor]) -> Tensors:
         """u and w."""
         return {"u": self.user_table(inputs[self.user]), "w": self.visual_table(inputs[self.user])}
 
     def videos(self, shown: Shown) -> Tensors:
-        """v (zeros for a new video), x (zeros without a frame), which of them there are, P c beside ln alpha, alpha."""
+        """v (zeros for a new video), x (zeros without a frame), which are there, P c with ln alpha or 0, and alpha."""
         v = self.video_table(shown.ids) * shown.known[:, tf.newaxis]
         looks = self.project(shown.frames)
         if self.content is not None and self.reduce is not None:
@@ -153,7 +157,8 @@ class Jifr(PairScorer):
             x = mean_frame(looks, shown.mask)
             alpha = masked_softmax(tf.zeros_like(shown.mask), shown.mask)
         spaces = tf.stack([shown.known, tf.reduce_max(shown.mask, axis=1)], axis=1)
-        looks = tf.concat([looks, tf.math.log(alpha + _LEAST)[:, :, tf.newaxis]], axis=2)
+        attended = tf.math.log(alpha + _LEAST) if self.attended_frames else tf.zeros_like(alpha)
+        looks = tf.concat([looks, attended[:, :, tf.newaxis]], axis=2)
         return {"v": v, "x": x, "spaces": spaces, "looks": looks, "alpha": alpha}
 
     def score(self, people: Tensors, videos: Tensors) -> tf.Tensor:

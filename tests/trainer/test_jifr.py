@@ -95,6 +95,9 @@ def test_scores_are_those_of_the_equations(content: bool, rating: bool):
     liked = scorer.look({"w": tf.constant(w[[3]])}, videos["looks"])
     telling = np.log(videos["alpha"][0] + 1e-6)  # the same for all frames without content attention
     np.testing.assert_allclose(liked[0], of.frames[1] @ p @ w[3] + telling, atol=1e-5)  # eq. 4
+    scorer.attended_frames = False
+    printed = scorer.look({"w": tf.constant(w[[3]])}, scorer.videos(shown(of, [1], [1.0]))["looks"])
+    np.testing.assert_allclose(printed[0], of.frames[1] @ p @ w[3], atol=1e-5)  # eq. 4 as printed
 
 
 def test_a_new_video_is_judged_by_its_looks_and_one_without_frames_by_who_opened_it():
