@@ -89,6 +89,8 @@ class Config(Settings):
         attention_l2: L2 penalty on the matrices of both.
         negatives: N.
         l2: lambda, on the free vectors of a triple.
+        projection_l2: L2 penalty on the matrices that bring frames into a space, JIFR's P and W0 and the like of
+            baselines. Where pictures tell little it keeps them from being learned by heart.
         id_dropout: Share of users and of videos that count as unknown in training.
         picture_weight: Of the pictures in the loss of `vpoi`.
     """
@@ -103,6 +105,7 @@ class Config(Settings):
     attention_l2: float = Field(default=0.0, ge=0)
     negatives: int = Field(default=10, ge=1)
     l2: float = Field(default=1e-3, ge=0)
+    projection_l2: float = Field(default=0.0, ge=0)
     id_dropout: float = Field(default=0.1, ge=0, lt=1)
     picture_weight: float = Field(default=0.1, ge=0)
 
@@ -135,10 +138,11 @@ class Jifr(PairScorer):
         self.user_table = shape.table_of_users(config.width, "U")
         self.video_table = shape.table_of_videos(config.width, "V")
         self.visual_table = shape.table_of_users(config.visual_width, "W")
-        self.project = linear(config.visual_width, name="P")
+        self.project = linear(config.visual_width, name="P", l2=config.projection_l2)
         attention = config.attention_units, config.attention_l2
         self.content = _Weigher(*attention, "content_attention") if config.content_attention else None
-        self.reduce = linear(config.visual_width, name="W0") if config.content_attention else None
+        reduce = linear(config.visual_width, name="W0", l2=config.projection_l2)
+        self.reduce = reduce if config.content_attention else None
         self.rating = _Weigher(*attention, "rating_attention") if config.rating_attention else None
         self.attended_frames = config.attended_frames
 
@@ -183,9 +187,8 @@ class _Weigher(keras.layers.Layer):
 
     def __init__(self, units: int, l2: float, name: str) -> None:
         super().__init__(name=name)
-        penalty = keras.regularizers.L2(l2) if l2 else None
-        self.first, self.second = (linear(units, kernel_regularizer=penalty) for _ in range(2))
-        self.weigh = linear(1, kernel_initializer="zeros", kernel_regularizer=penalty)
+        self.first, self.second = (linear(units, l2=l2) for _ in range(2))
+        self.weigh = linear(1, l2=l2, kernel_initializer="zeros")
 
     def call(self, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
         """[..., any] each, which broadcast, to [...]."""

@@ -100,6 +100,20 @@ def test_scores_are_those_of_the_equations(content: bool, rating: bool):
     np.testing.assert_allclose(printed[0], of.frames[1] @ p @ w[3], atol=1e-5)  # eq. 4 as printed
 
 
+@pytest.mark.parametrize(
+    ("architecture", "matrices"), [("jifr", "P W0"), ("vbpr", "E visual_bias"), ("vpoi", "Q P"), ("cdl", "project")]
+)
+def test_matrices_of_pictures_are_penalised(architecture: str, matrices: str):
+    of = shape()
+    config = Config(**SMALL, architecture=architecture, projection_l2=0.5)
+    scorer = {"jifr": Jifr, **jifr.BASELINES}[architecture](config, of)
+    spread(scorer, of)
+    named = {layer.name: np.asarray(layer.kernel) for layer in scorer.submodules if hasattr(layer, "kernel")}
+    expected = 0.5 * sum((named[name] ** 2).sum() for name in matrices.split())
+    scored(scorer, of, [1], shown(of, [1], [1.0]))
+    assert float(sum(scorer.losses)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_new_video_is_judged_by_its_looks_and_one_without_frames_by_who_opened_it():
     of = shape()
     scorer = Jifr(Config(**SMALL), of)

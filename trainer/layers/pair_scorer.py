@@ -125,9 +125,10 @@ class PairScorer(keras.layers.Layer):
         return {"scores": self.score(people, paired), "penalty": self.penalty(people, paired, l2)}
 
 
-def linear(width: int, **arguments: Any) -> keras.layers.Dense:
-    """A matrix."""
-    return keras.layers.Dense(width, use_bias=False, **arguments)
+def linear(width: int, l2: float = 0.0, **arguments: Any) -> keras.layers.Dense:
+    """A matrix, with a penalty of l2 on it."""
+    penalty = keras.regularizers.L2(l2) if l2 else None
+    return keras.layers.Dense(width, use_bias=False, kernel_regularizer=penalty, **arguments)
 
 
 def standardised(frames: tf.Tensor, mask: tf.Tensor, mean: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:

@@ -29,7 +29,7 @@ class Cdl(PairScorer):
         self.user = shape.user
         self.user_table = shape.table_of_users(config.visual_width, "users")
         self.hidden = keras.layers.Dense(config.attention_units, "relu", name="hidden")
-        self.project = linear(config.visual_width, name="project")
+        self.project = linear(config.visual_width, name="project", l2=config.projection_l2)
 
     def people(self, inputs: Mapping[str, tf.Tensor]) -> Tensors:
         """The user's vector."""

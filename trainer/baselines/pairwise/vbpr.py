@@ -27,7 +27,8 @@ class Vbpr(Bpr):
     def __init__(self, config: Config, shape: Shape) -> None:
         super().__init__(config, shape)
         self.visual_table = shape.table_of_users(config.visual_width, "visual_users")
-        self.project, self.everyone = linear(config.visual_width, name="E"), linear(1, name="visual_bias")
+        self.project = linear(config.visual_width, name="E", l2=config.projection_l2)
+        self.everyone = linear(1, name="visual_bias", l2=config.projection_l2)
 
     def people(self, inputs: Mapping[str, tf.Tensor]) -> Tensors:
         """The user's vectors in both spaces; the 1 is for what all users have in common."""

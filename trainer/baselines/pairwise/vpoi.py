@@ -25,7 +25,7 @@ class Vpoi(Bpr):
 
     def __init__(self, config: Config, shape: Shape) -> None:
         super().__init__(config, shape)
-        self.of_users, self.of_videos = linear(config.width, name="Q"), linear(config.width, name="P")
+        self.of_users, self.of_videos = (linear(config.width, name=name, l2=config.projection_l2) for name in "QP")
         self.weight = config.picture_weight
 
     def videos(self, shown: Shown) -> Tensors:
