@@ -8,7 +8,8 @@ for, C candidates given, M modalities, T most topics of a video. Signatures:
   `transform.feed` lists, any of which may be missing, to `video_ids`, `sources` ('topic', 'queue', 'catalogue',
   'popular' or 'explore') and `frame_paths`, string [B, L]; `scores`, `frame_scores` and `at_seconds`, float [B, L];
   `frames` int32 [B, L] (-1: no frame); `topics` string [B, L, T]; `modality_weights` float [B, L, M] from a ranker that
-  weighs; and `candidates` int32 [B], how many were ranked. Best first; '' behind the last video of a feed.
+  weighs; and `candidates` int32 [B], how many were ranked. Best first, by the ranker's score and, where the settings
+  say so, that of retrieval; '' behind the last video of a feed.
 - `rank`: `examples`, and `video_ids` string [B, C], to `scores` [B, C] and `modality_weights`: nothing is left out.
 - `cover`: `examples`, and `video_ids` string [B, C], to `frames`, `frame_paths`, `frame_scores`, `at_seconds`.
 """
@@ -37,6 +38,7 @@ from transform.schema import parse_spec
 CHUNK = 4096
 COMPETING = 1000  # of the candidates, the best so many compete for places
 HOUR = 3600
+CERTAIN = 1e-6  # a ranker's score is taken to lie so far from 0 and 1
 _FRAMES = {"frames": "frame", "frame_paths": "path", "frame_scores": "frame_score", "at_seconds": "at_seconds"}
 
 Tensors = dict[str, tf.Tensor]
@@ -182,14 +184,13 @@ class Feed(VideoNumbers):
         )
 
     def _recommend(self, asked: _Asked) -> Tensors:
-        ids, sources = self._candidates(asked)
+        ids, sources, nearness = self._candidates(asked)
         answer = self._scores(asked, ids)
-        best = tf.math.top_k(
-            tf.where(ids != "", answer["scores"], -np.inf), tf.minimum(tf.shape(ids)[1], COMPETING)
-        ).indices
+        order = self._order(answer["scores"], nearness)
+        best = tf.math.top_k(tf.where(ids != "", order, -np.inf), tf.minimum(tf.shape(ids)[1], COMPETING)).indices
         competing = {name: tf.gather(value, best, batch_dims=1) for name, value in answer.items()}
-        names, origins = (tf.gather(part, best, batch_dims=1) for part in (ids, sources))
-        place = self._places(asked, names, origins, competing["scores"])
+        names, origins, order = (tf.gather(part, best, batch_dims=1) for part in (ids, sources, order))
+        place = self._places(asked, names, origins, order)
         shown, there = tf.maximum(place, 0), place >= 0
 
         def at(value: tf.Tensor) -> tf.Tensor:
@@ -210,8 +211,15 @@ class Feed(VideoNumbers):
         number = self.number_of(ids)
         return tf.where(number < 0, self.ids.shape[0], number)
 
-    def _candidates(self, asked: _Asked) -> tuple[tf.Tensor, tf.Tensor]:
-        """Ids and sources [B, N]; '' is none."""
+    def _order(self, scores: tf.Tensor, nearness: tf.Tensor) -> tf.Tensor:
+        """What candidates are ordered by, of the ranker's scores and those of retrieval."""
+        if not self._settings.retrieval_weight:
+            return scores
+        likely = tf.clip_by_value(scores, CERTAIN, 1 - CERTAIN)
+        return tf.math.log(likely / (1 - likely)) + self._settings.retrieval_weight * nearness
+
+    def _candidates(self, asked: _Asked) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Ids, sources and, where they count, scores of retrieval [B, N]; '' is none."""
         watched = [asked.features[f.name] for f in self._contract.histories]
         batch = tf.shape(asked.now)[0]
         history = tf.concat([tf.zeros([batch, 0], tf.string), *watched], axis=1)
@@ -223,15 +231,18 @@ class Feed(VideoNumbers):
             answer = self._ask("retriever", {**asked.features, "exclude": asked.exclude, "queue": asked.queue})
             gone = self.number_of(answer["video_ids"]) < 0  # of the catalogue since the index was built
             ids, sources = (tf.where(gone, "", answer[name]) for name in ("video_ids", "sources"))
+        counts = self.retriever is not None and self._settings.retrieval_weight
+        nearness = answer["scores"] if counts else tf.zeros(tf.shape(ids))
         if not watched:
-            return ids, sources
+            return ids, sources, nearness
         new = ~tf.reduce_any(history != "", axis=1)[:, tf.newaxis]
 
         def with_popular() -> tuple[tf.Tensor, tf.Tensor]:
             for_new, sources_for_new = self._popular(asked, exclude, tf.shape(ids)[1])
             return tf.where(new, for_new, ids), tf.where(new, sources_for_new, sources)
 
-        return tuple(tf.cond(tf.reduce_any(new), with_popular, lambda: (ids, sources)))
+        ids, sources = tf.cond(tf.reduce_any(new), with_popular, lambda: (ids, sources))
+        return ids, sources, tf.where(new, 0.0, nearness)
 
     def _ask(self, stage: str, values: Mapping[str, tf.Tensor]) -> Tensors:
         """What a stage answers; it is given what it reads."""

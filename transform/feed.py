@@ -42,6 +42,9 @@ class FeedSettings(BaseModel):
         fresh_share: Share of the places that is kept for fresh videos, as far as there are any among the candidates.
             Heeded where the contract has a feature of `derived.video_age_hours`.
         fresh_hours: How long a video is fresh after it was published.
+        retrieval_weight: What the retrieval model's score counts for beside the ranker's log-odds in the order of the
+            candidates; the inverse of its temperature makes it a likelihood. For logs without impressions, ratings say:
+            a ranker that never saw what people passed over cannot tell what they would come upon. 0: the ranker alone.
         explore_share: Share of the places of somebody without history that is kept for videos drawn by lot; the others
             are the most popular of all topics in turn, ranked.
     """
@@ -54,6 +57,7 @@ class FeedSettings(BaseModel):
     per_topic: int | None = Field(default=5, ge=1)
     fresh_share: float = Field(default=0.1, ge=0, le=1)
     fresh_hours: float = Field(default=72.0, gt=0)
+    retrieval_weight: float = Field(default=0.0, ge=0)
     explore_share: float = Field(default=0.1, ge=0, le=1)
 
     @model_validator(mode="after")

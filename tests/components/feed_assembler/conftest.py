@@ -139,7 +139,8 @@ def retriever(contract: Contract, videos: list[str], folder: Path) -> str:
         out = tf.concat([exclude, features["watch_history"]], axis=1)
         of_strings = tf.TensorSpec([ANSWERS], tf.string)
         ids, sources = tf.map_fn(one, (out, queue), fn_output_signature=(of_strings, of_strings))
-        return {"video_ids": ids, "sources": sources}
+        falling = tf.repeat(1 - tf.range(ANSWERS, dtype=tf.float32)[tf.newaxis] / ANSWERS, tf.shape(out)[0], axis=0)
+        return {"video_ids": ids, "sources": sources, "scores": falling}
 
     return save(tf.Module(), _asked_of_a_retriever(contract), answer, contract, folder)
 

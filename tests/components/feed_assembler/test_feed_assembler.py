@@ -116,6 +116,29 @@ def test_the_feed_is_its_stages_asked_one_after_another(small, plain, users):
         assert answer["frame_paths"][index].tolist() == shown["path"].numpy().tolist()
 
 
+def test_the_order_heeds_retrieval_by_its_weight(small, plain, users, tmp_path):
+    """By log-odds of the ranker plus the weight times the score of retrieval, which falls by 1/20 a candidate."""
+    settings = PLAIN.model_copy(update={"length": 20, "retrieval_weight": 3.0})
+    weighed = ask(small.feed(tmp_path / "1", settings), "recommend", request(small, users[0]))
+    only_ranked = ask(plain, "recommend", request(small, users[0], length=20))
+    nearest = tf.saved_model.load(small.stages["retriever"]).signatures["raw"]
+    asked = asking.user_context(small.world, small.contract, users[0], small.now, small.learned)
+    watched = tf.constant([asked.features["watch_history"]])
+    nothing = {n: tf.zeros([1], s.dtype) for n, s in nearest.structured_input_signature[1].items() if s.shape.rank == 1}
+    given = {"followed_ids": tf.constant([[""]]), "watch_history": watched, "queue": tf.zeros([1, 0], tf.string)}
+    found = nearest(exclude=tf.constant([asked.seen]), **given, **nothing)["video_ids"].numpy()[0]
+    score = dict(zip(only_ranked["video_ids"][0], only_ranked["scores"][0].astype(float), strict=True))
+    by_both = {
+        video: math.log(score[video] / (1 - score[video])) + 3 * (1 - place / 20)
+        for place, video in enumerate(found)
+        if video
+    }
+    shown = [video for video in weighed["video_ids"][0] if video]
+    assert shown == sorted(by_both, key=by_both.__getitem__, reverse=True)
+    assert shown != [video for video in only_ranked["video_ids"][0] if video]
+    assert [score[video] for video in shown] == pytest.approx(weighed["scores"][0][: len(shown)])
+
+
 def test_users_of_a_batch_are_answered_as_if_alone(small, plain, users):
     asked = [request(small, user, length=length) for user, length in zip(users, (1, 6, 3, 2, 5), strict=True)]
     together = ask(plain, "recommend", *asked)
