@@ -57,7 +57,7 @@ MODELS: dict[str, dict[str, Any]] = {
 REAL = [name for name in MODELS if name not in ("jifr_content", "jifr_rating")]  # one frame a video: nothing to attend
 L2 = (0.2, 0.02, 0.002)
 PLAIN = [{"l2": l2} for l2 in L2]
-VISUAL = [{"l2": l2, "projection_l2": of_matrices} for l2 in L2[1:] for of_matrices in (0.0, 0.02)]
+VISUAL = [{"l2": l2, "projection_l2": of_matrices} for l2, of_matrices in ((0.02, 0.0), (0.02, 0.02), (0.002, 0.002))]
 PEERS: dict[str, list[dict[str, Any]]] = {
     "bpr": [
         {"k": 32, "learning_rate": rate, "lambda_reg": weight, "max_iter": 100}
