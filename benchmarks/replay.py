@@ -1,17 +1,20 @@
 """The whole stack on MovieLens with posters, replayed: the feed against popularity and against each of its stages.
 
-    python benchmarks/replay.py [--data DATA] [--users 500] [--seeds 1 2 3] [--work runs/replay]
+    python benchmarks/replay.py [--data DATA] [--moments 500] [--seeds 1 2 3] [--work runs/replay]
 
 `shortlist run` trains everything that the demo has but clips: topics from posters, titles and genres, retrieval, JIFR
-on the posters, the ranker, the feed. Its time split ends training at 80 % of the impressions, and choices at 90 %. That
-moment is replayed: a world without what came after it, in which the feed is assembled anew, and users who have rated
-and will rate unseen films above 3. Sought are these films, among all that the user has not rated; the same for all:
+on the posters, the ranker, the feed. Its time split ends training at 80 % of the impressions, and choices at 90 %. What
+comes after is replayed: users who have rated before go on, and before every 20 films that one of them rates, a feed of
+20 is asked for, at that moment and with all the user has done until then; of videos it knows what was known at 90 %.
+Sought are those of the next 20 that the user rates above 3, and beside it all that the user will; among all that the
+user has not rated. The same for all:
 
-- `popularity`: rated above 3 most often until then;
+- `popularity`: rated above 3 most often until the 90 %;
 - `retrieval`, `jifr`, `ranker`: one stage alone, over the whole catalogue;
-- `feed`: one call, with the caps and shares of `feed:`; `feed_by_score` without them.
+- `feed`: one call, with the caps and shares of `feed:`; `feed_by_score` without them, `feed_by_ranker` without them
+  and with `retrieval_weight: 0`. The feed's is the inverse of the temperature of retrieval.
 
-Every seed trains anew, and draws its own users. Results go to `results/replay.{json,md}`.
+Every seed trains anew, and draws its own moments. Results go to `results/replay.{json,md}`.
 """
 
 import argparse
@@ -23,7 +26,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # before this folder, where `serving` would be a benchmark
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -46,6 +49,7 @@ from pipeline.runs import learned_of_videos, load_run
 from serving.requests import to_example, to_feed_example
 from trainer.jifr_export import asked_features
 from trainer.retrieval_export import query_features
+from trainer.topic_retrieval import Config
 from transform.contract import Contract, load
 from transform.feed import FeedSettings
 
@@ -73,7 +77,7 @@ MODELS: dict[str, Any] = {
         "model": {"index": {"answers": 600}},
         "training": {"epochs": 15, "batch_size": 1024, "patience": 2},
     },
-    "jifr": {"model": {"width": 32, "visual_width": 32}, "training": {"epochs": 15, "batch_size": 1024}},
+    "jifr": {"model": {"l2": 0.02, "projection_l2": 0.02}, "training": {"epochs": 20, "batch_size": 1024}},
     "ranker": {
         "model": {"architecture": "mhsa_crossing", "embedding_l2": 1.0e-4, "id_dropout": 0.1},
         "training": {"epochs": 8, "batch_size": 1024},
@@ -82,12 +86,35 @@ MODELS: dict[str, Any] = {
 GATES = {"topic_representation": "primary_hits", "topic_retrieval": "recall_at_100", "jifr": "hits", "ranker": "auc"}
 PACKAGES = ("tensorflow", "tfx", "numpy")
 Ranking = Callable[[asking.UserContext], Sequence[str]]
+RETRIEVAL_WEIGHT = round(1 / Config().temperature, 1)
+MEASURES = {
+    "recall": "recall@20",
+    "ndcg": "NDCG@20",
+    "recall_of_all": "recall@20 of all",
+    "ndcg_of_all": "NDCG@20 of all",
+}
+
+
+class Moment(NamedTuple):
+    """When a feed is asked for.
+
+    Attributes:
+        user: Whose.
+        at: Unix seconds; what came before is known.
+        next: The films among the next 20 that the user will rate above 3.
+        later: All that the user will.
+    """
+
+    user: str
+    at: int
+    next: set[str]
+    later: set[str]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="folder with movielens-1m, posters in it")
-    parser.add_argument("--users", type=int, default=500, help="asked, of each seed")
+    parser.add_argument("--moments", type=int, default=500, help="asked at, of each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "replay", help="folder of the world and the runs")
     options = parser.parse_args()
@@ -97,7 +124,7 @@ def main() -> None:
     rows = []
     for seed in options.seeds:
         run = trained(options.work, world, seed)
-        rows += [{"seed": seed, **row} for row in replayed(run, world, options.work / "past", options.users, seed)]
+        rows += [{"seed": seed, **row} for row in replayed(run, world, options.work / "past", options.moments, seed)]
         write(rows)
 
 
@@ -116,7 +143,8 @@ def trained(work: Path, world: str, seed: int) -> dict[str, Any]:
         for name, settings in MODELS.items()
     }
     config = {"name": f"replay-{seed}", "contract": str(work / "posters.yaml"), "frames": {"encoder": "colours"}}
-    config |= {"topics": {"topics": 128, "cover_size": 64}, "feed": {"length": SHOWN}, "models": models}
+    config |= {"topics": {"topics": 128, "cover_size": 64}, "models": models}
+    config["feed"] = {"length": SHOWN, "retrieval_weight": RETRIEVAL_WEIGHT}
     path = work / f"replay-{seed}.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "pipeline.cli", "run", "--config", str(path), "--world", world]
@@ -124,52 +152,62 @@ def trained(work: Path, world: str, seed: int) -> dict[str, Any]:
     return load_run(work / f"replay-{seed}")
 
 
-def replayed(run: Mapping[str, Any], world: str, past: Path, users: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Recall and NDCG at 20 of every ranking, averaged over the users asked."""
+def replayed(run: Mapping[str, Any], world: str, past: Path, moments: int, seed: int) -> Iterator[dict[str, Any]]:
+    """What every ranking finds, averaged over the moments."""
     contract = Contract.from_json(run["contract"])
-    at, sought = _past_and_future(world, contract, str(past))
-    asked = np.random.default_rng(seed).permutation(sorted(sought))[:users]
+    possible = _moments(world, contract, str(past))
+    asked = [possible[i] for i in np.random.default_rng(seed).permutation(len(possible))[:moments]]
     rankings = _rankings(run, contract, str(past))
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in rankings}
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in rankings}
     learned = learned_of_videos(run)
-    for number, user in enumerate(asked):
-        context = asking.user_context(str(past), contract, str(user), at, learned)
+    for number, moment in enumerate(asked):
+        context = asking.user_context(world, contract, moment.user, moment.at, learned)
         for name, ranking in rankings.items():
-            found[name].append(_recall_and_ndcg(ranking(context), sought[user]))
-        print(f"\r{number + 1} of {len(asked)} users", end="", flush=True)
+            shown = ranking(context)
+            found[name].append((*_recall_and_ndcg(shown, moment.next), *_recall_and_ndcg(shown, moment.later)))
+        print(f"\r{number + 1} of {len(asked)} moments", end="", flush=True)
     print()
-    for name, pairs in found.items():
-        recall, ndcg = np.mean(pairs, axis=0)
-        yield {"ranking": name, "users": len(asked), "recall": float(recall), "ndcg": float(ndcg)}
+    for name, measured in found.items():
+        means = map(float, np.mean(measured, axis=0))
+        yield {"ranking": name, "moments": len(asked), **dict(zip(MEASURES, means, strict=True))}
 
 
-def _past_and_future(world: str, contract: Contract, past: str) -> tuple[int, dict[str, set[str]]]:
-    """The moment, of which a world without anything later is written; and by user what will be rated above 3."""
+def _moments(world: str, contract: Contract, past: str) -> list[Moment]:
+    """All moments after the 90 %, of which a world without anything later is written."""
     events = tables.read_table(world, "interactions")
     prepared = prepare(events, contract, Splits("time", 1, 0, 0))
     times = np.sort(prepared.filter(pc.equal(prepared["outcome"], IMPRESSION))["at"].to_numpy())
-    at = int(times[int(VALID_ENDS * len(times))])
+    ends = int(times[int(VALID_ENDS * len(times))])
     for name in ("users", "videos"):
         tables.write_table(past, name, tables.read_table(world, name))
-    tables.write_table(past, "interactions", events.filter(pc.less(events["at"], at)))
-    seen: dict[str, set[str]] = {}
-    for row in prepared.filter(pc.less(prepared["at"], at)).select(["user_id", "video_id"]).to_pylist():
-        seen.setdefault(row["user_id"], set()).add(row["video_id"])
-    liked = pc.and_(pc.equal(prepared["label"], 1), pc.greater_equal(prepared["at"], at))
-    sought: dict[str, set[str]] = {}
-    for row in prepared.filter(liked).select(["user_id", "video_id"]).to_pylist():
-        if row["user_id"] in seen and row["video_id"] not in seen[row["user_id"]]:
-            sought.setdefault(row["user_id"], set()).add(row["video_id"])
-    return at, sought
+    tables.write_table(past, "interactions", events.filter(pc.less(events["at"], ends)))
+    by_user: dict[str, list[dict[str, Any]]] = {}
+    columns = ["user_id", "video_id", "at", "label"]
+    for row in prepared.select(columns).sort_by([("at", "ascending"), ("video_id", "ascending")]).to_pylist():
+        by_user.setdefault(row["user_id"], []).append(row)
+    return [moment for user, rows in by_user.items() for moment in _moments_of(user, rows, ends)]
+
+
+def _moments_of(user: str, rows: Sequence[Mapping[str, Any]], ends: int) -> Iterator[Moment]:
+    first = next((i for i, row in enumerate(rows) if row["at"] >= ends), len(rows))
+    for start in range(first, len(rows), SHOWN) if first else ():
+        at = rows[start]["at"]
+        seen = {row["video_id"] for row in rows if row["at"] < at}
+        liked = [row["video_id"] if row["label"] == 1 and row["video_id"] not in seen else "" for row in rows[start:]]
+        if soon := {*liked[:SHOWN]} - {""}:
+            yield Moment(user, at, soon, {*liked} - {""})
 
 
 def _rankings(run: Mapping[str, Any], contract: Contract, past: str) -> dict[str, Ranking]:
     """By name, what gives the 20 best videos that a user has not rated."""
     stages, learned = served_stages(run["models"]), learned_of_videos(run)
     settings = FeedSettings.model_validate(run["config"]["feed"])
-    free = settings.model_copy(update={"per_author": None, "per_topic": None, "fresh_share": 0.0})
-    feed = assemble(EXPORTERS[FEED], stages, past, contract, settings, learned)
-    by_score = assemble(EXPORTERS[FEED], stages, past, contract, free, learned)
+    free = {"per_author": None, "per_topic": None, "fresh_share": 0.0}
+
+    def assembled(**changes: Any) -> Any:
+        return assemble(EXPORTERS[FEED], stages, past, contract, settings.model_copy(update=changes), learned)
+
+    feed = assembled()
     videos = np.array(sorted(video.decode() for video in feed.ids.numpy()), object)
     events = prepare(tables.read_table(past, "interactions"), contract, Splits("time", 1, 0, 0))
     liked = events.filter(pc.equal(events["label"], 1))["video_id"].value_counts().to_pylist()
@@ -212,7 +250,8 @@ def _rankings(run: Mapping[str, Any], contract: Contract, past: str) -> dict[str
         "retrieval": retrieved,
         "jifr": opened,
         "ranker": ranked,
-        "feed_by_score": recommended(by_score),
+        "feed_by_ranker": recommended(assembled(**free, retrieval_weight=0.0)),
+        "feed_by_score": recommended(assembled(**free)),
         "feed": recommended(feed),
     }
 
@@ -235,12 +274,12 @@ def write(rows: list[dict[str, Any]]) -> None:
     lines += [
         f"Machine: {machine}. Versions: {told}.",
         "",
-        "| ranking | recall@20 | NDCG@20 | seeds |",
-        "|---|---|---|---|",
+        f"| ranking | {' | '.join(MEASURES.values())} | seeds |",
+        "|" + "---|" * (2 + len(MEASURES)),
     ]
     for name in dict.fromkeys(row["ranking"] for row in rows):
         own = [row for row in rows if row["ranking"] == name]
-        cells = (f"{np.mean([r[m] for r in own]):.4f} ± {np.std([r[m] for r in own]):.4f}" for m in ("recall", "ndcg"))
+        cells = (f"{np.mean([r[m] for r in own]):.4f} ± {np.std([r[m] for r in own]):.4f}" for m in MEASURES)
         lines.append(f"| {name} | {' | '.join(cells)} | {len(own)} |")
     (RESULTS / "replay.md").write_text("\n".join([*lines, "", *_against(rows), ""]))
 
@@ -249,11 +288,12 @@ def _against(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Where the feed stands, seed by seed, against popularity and each stage alone."""
     by_name = {(row["ranking"], row["seed"]): row for row in rows}
     seeds = sorted({row["seed"] for row in rows})
-    for other in ("popularity", "retrieval", "jifr", "ranker", "feed_by_score") if len(seeds) > 1 else ():
-        for metric in ("recall", "ndcg"):
+    others = ("popularity", "retrieval", "jifr", "ranker", "feed_by_ranker", "feed_by_score")
+    for other in others if len(seeds) > 1 else ():
+        for metric, title in MEASURES.items():
             gaps = [by_name["feed", seed][metric] - by_name[other, seed][metric] for seed in seeds]
             verdict = "above" if min(gaps) > 0 else "below" if max(gaps) < 0 else "not told apart from"
-            yield f"- {metric}@{SHOWN} of the feed is {verdict} {other}: {', '.join(f'{gap:+.4f}' for gap in gaps)}"
+            yield f"- {title} of the feed is {verdict} {other}: {', '.join(f'{gap:+.4f}' for gap in gaps)}"
 
 
 if __name__ == "__main__":
