@@ -27,6 +27,7 @@ from pipeline.errors import RunFailedError
 from pipeline.evaluation import eval_config
 from pipeline.report.gates import Gate as ReportedGate
 from pipeline.report.gates import gates as reported_gates
+from pipeline.report.measured import measured
 from serving.client import Client
 from serving.model_server import server
 from transform.contract import Contract
@@ -206,12 +207,9 @@ def test_a_model_worse_on_one_slice_only_is_refused(pushed, good_model, world, f
 
 def some_category(record: local_runner.Run) -> str:
     """The category on which the good model is best, by its own evaluation."""
-    result = tfma.load_eval_result(record.artifacts["ranker"]["evaluation"], model_name="candidate")
-    found = {
-        key[0][1]: metrics[""][""]["auc"]["doubleValue"]
-        for key, metrics in result.slicing_metrics
-        if key and key[0][0] == "primary_category" and key[0][1]
-    }
+    slices = measured(record.artifacts["ranker"]["evaluation"])
+    named = [each for each in slices if each.features == ("primary_category",) and each.slice[0][1]]
+    found = {each.value: each.candidate["auc"] for each in named}
     return max(found, key=found.__getitem__)
 
 
