@@ -332,17 +332,17 @@ def _real(results: table.Results, part: str) -> list[str]:
 
 
 def _bars(results: table.Results, part: str) -> list[str]:
-    column = COLUMNS[0]
     pairs = [("ours", "jifr", "ours", "jifr_na"), *(("ours", name, "peer", name) for name in PEERS)]
     lines = []
-    for side, name, other_side, other in pairs:
+    for (side, name, other_side, other), column in ((pair, column) for pair in pairs for column in COLUMNS[:2]):
         mine, theirs = results.mean(part, side, name, column), results.mean(part, other_side, other, column)
         if mine is None or theirs is None:
             continue
         spread = float(np.std([row[column] for row in results.of(part, side, name)]))
-        claim, holds = f"{name} at least {other}", mine >= theirs
+        claim, holds = f"{column} of {name} at least that of {other}", mine >= theirs
         if side != other_side:
-            claim, holds = f"our {name} at least cornac's, but for twice its spread", mine >= theirs - 2 * spread
+            claim = f"{column} of our {name} at least that of cornac's, but for twice its spread"
+            holds = mine >= theirs - 2 * spread
         lines.append(f"- {'holds' if holds else '**does not hold**'}: {claim} ({mine:.4f} and {theirs:.4f})")
     return lines
 

@@ -12,7 +12,8 @@ user has not rated. The same for all:
 - `popularity`: rated above 3 most often until the 90 %;
 - `retrieval`, `jifr`, `ranker`: one stage alone, over the whole catalogue;
 - `feed`: one call, with the caps and shares of `feed:`; `feed_by_score` without them, `feed_by_ranker` without them
-  and with `retrieval_weight: 0`. The feed's is the inverse of the temperature of retrieval.
+  and with `retrieval_weight: 0`. The feed's is the inverse of the temperature of retrieval, which makes its scores a
+  likelihood; it was not chosen by what is measured here. Topic queues are empty: those of the run know what comes.
 
 Every seed trains anew, and draws its own moments. Results go to `results/replay.{json,md}`.
 """
@@ -77,6 +78,7 @@ MODELS: dict[str, Any] = {
         "model": {"index": {"answers": 600}},
         "training": {"epochs": 15, "batch_size": 1024, "patience": 2},
     },
+    # As benchmarks/jifr.py chooses on validation rows.
     "jifr": {"model": {"l2": 0.02, "projection_l2": 0.02}, "training": {"epochs": 20, "batch_size": 1024}},
     "ranker": {
         "model": {"architecture": "mhsa_crossing", "embedding_l2": 1.0e-4, "id_dropout": 0.1},
@@ -86,7 +88,6 @@ MODELS: dict[str, Any] = {
 GATES = {"topic_representation": "primary_hits", "topic_retrieval": "recall_at_100", "jifr": "hits", "ranker": "auc"}
 PACKAGES = ("tensorflow", "tfx", "numpy")
 Ranking = Callable[[asking.UserContext], Sequence[str]]
-RETRIEVAL_WEIGHT = round(1 / Config().temperature, 1)
 MEASURES = {
     "recall": "recall@20",
     "ndcg": "NDCG@20",
@@ -144,7 +145,8 @@ def trained(work: Path, world: str, seed: int) -> dict[str, Any]:
     }
     config = {"name": f"replay-{seed}", "contract": str(work / "posters.yaml"), "frames": {"encoder": "colours"}}
     config |= {"topics": {"topics": 128, "cover_size": 64}, "models": models}
-    config["feed"] = {"length": SHOWN, "retrieval_weight": RETRIEVAL_WEIGHT}
+    retrieval = Config.of(MODELS["topic_retrieval"]["model"], "topic_retrieval")
+    config["feed"] = {"length": SHOWN, "retrieval_weight": round(1 / retrieval.temperature, 1)}
     path = work / f"replay-{seed}.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "pipeline.cli", "run", "--config", str(path), "--world", world]
@@ -190,8 +192,10 @@ def _moments(world: str, contract: Contract, past: str) -> list[Moment]:
 
 def _moments_of(user: str, rows: Sequence[Mapping[str, Any]], ends: int) -> Iterator[Moment]:
     first = next((i for i, row in enumerate(rows) if row["at"] >= ends), len(rows))
-    for start in range(first, len(rows), SHOWN) if first else ():
-        at = rows[start]["at"]
+    times = [row["at"] for row in rows]
+    # What happened in the same second is not known yet, and is sought.
+    for start in sorted({times.index(times[i]) for i in range(first, len(rows), SHOWN)}) if first else ():
+        at = times[start]
         seen = {row["video_id"] for row in rows if row["at"] < at}
         liked = [row["video_id"] if row["label"] == 1 and row["video_id"] not in seen else "" for row in rows[start:]]
         if soon := {*liked[:SHOWN]} - {""}:

@@ -117,6 +117,7 @@ class Feed(VideoNumbers):
             "retriever": _inputs(self.retriever, stages.retriever, [*of_user, "exclude", "queue"]),
             "chooser": _inputs(self.chooser, stages.chooser, of_pair),
         }
+        self._weighs_retrieval = self.retriever is not None and settings.retrieval_weight > 0
         described = {f.name: f for f in contract.inputs if f.about == "video" and f.name != key}
         self.features = {name: _table(tables[name][order], feature) for name, feature in described.items()}
         between = feed.PUBLISHED_AT, feed.PRIMARY_CATEGORY, feed.FUSED_VECTOR
@@ -213,7 +214,7 @@ class Feed(VideoNumbers):
 
     def _order(self, scores: tf.Tensor, nearness: tf.Tensor) -> tf.Tensor:
         """What candidates are ordered by, of the ranker's scores and those of retrieval."""
-        if not self._settings.retrieval_weight:
+        if not self._weighs_retrieval:
             return scores
         likely = tf.clip_by_value(scores, CERTAIN, 1 - CERTAIN)
         return tf.math.log(likely / (1 - likely)) + self._settings.retrieval_weight * nearness
@@ -231,8 +232,7 @@ class Feed(VideoNumbers):
             answer = self._ask("retriever", {**asked.features, "exclude": asked.exclude, "queue": asked.queue})
             gone = self.number_of(answer["video_ids"]) < 0  # of the catalogue since the index was built
             ids, sources = (tf.where(gone, "", answer[name]) for name in ("video_ids", "sources"))
-        counts = self.retriever is not None and self._settings.retrieval_weight
-        nearness = answer["scores"] if counts else tf.zeros(tf.shape(ids))
+        nearness = answer["scores"] if self._weighs_retrieval else tf.zeros(tf.shape(ids))
         if not watched:
             return ids, sources, nearness
         new = ~tf.reduce_any(history != "", axis=1)[:, tf.newaxis]

@@ -90,7 +90,7 @@ class Config(Settings):
         negatives: N.
         l2: lambda, on the free vectors of a triple.
         projection_l2: L2 penalty on the matrices that bring frames into a space, JIFR's P and W0 and the like of
-            baselines. Where pictures tell little it keeps them from being learned by heart.
+            baselines; `bpr` and `acf` have none. Where pictures tell little it keeps them from being learned by heart.
         id_dropout: Share of users and of videos that count as unknown in training.
         picture_weight: Of the pictures in the loss of `vpoi`.
     """

@@ -9,7 +9,8 @@ replaces without training. B batch, V videos, F frames, C width of a frame's vec
 - `raw`: the same, with the features as named tensors (see `trainer.export`) instead of examples;
 - `evaluate`: of `examples`, what `pipeline.cover_metrics` ranks by: `score`; `above` float [B], how many videos of the
   catalogue the user has not opened are scored higher (equal ones count half); `above_sampled` float [B, 10], the same
-  among 1,000 drawn of them, ten times; `frame_scores`; and `popular_frame_scores` [B, F], those of the average user.
+  among 1,000 drawn of them, ten times (neighbours in one shuffled order); `frame_scores`; and `popular_frame_scores`
+  [B, F], those of the average user.
 """
 
 from __future__ import annotations
@@ -236,7 +237,8 @@ class _Serving(VideoNumbers):
         """How many of the videos drawn beat the one asked for [B, REPEATS].
 
         A draw is `SAMPLED` neighbours in a shuffled order of the others, which is a ring, and the next one begins a
-        tenth of the ring further on: sorting once costs a tenth of drawing each anew.
+        tenth of the ring further on: each is as good a sample as one drawn anew, and where there are fewer than ten
+        times as many videos they overlap. On 3,900 videos this takes a third of the time of drawing anew.
         """
         order = tf.argsort(tf.where(others, self._lots(seed), -1.0), axis=1, direction="DESCENDING")
         before = tf.pad(tf.cumsum(tf.gather(beats, order, batch_dims=1), axis=1), [[0, 0], [1, 0]])
@@ -252,7 +254,7 @@ class _Serving(VideoNumbers):
     def _lots(self, seed: tf.Tensor) -> tf.Tensor:
         """A number from 0 to 1 for each user and video [B, V].
 
-        They depend on the ids alone: every model is asked about the same videos.
+        They depend on the ids alone: every model that leaves out the same videos is asked about the same ones.
         """
         own = scattered(seed[:, tf.newaxis])
         mixed = scattered(tf.bitwise.bitwise_xor(own, tf.convert_to_tensor(self.fingerprints)))

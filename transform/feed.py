@@ -44,7 +44,8 @@ class FeedSettings(BaseModel):
         fresh_hours: How long a video is fresh after it was published.
         retrieval_weight: What the retrieval model's score counts for beside the ranker's log-odds in the order of the
             candidates; the inverse of its temperature makes it a likelihood. For logs without impressions, ratings say:
-            a ranker that never saw what people passed over cannot tell what they would come upon. 0: the ranker alone.
+            a ranker that never saw what people passed over cannot tell what they would come upon. Heeded where there is
+            a retrieval model. 0: the ranker alone.
         explore_share: Share of the places of somebody without history that is kept for videos drawn by lot; the others
             are the most popular of all topics in turn, ranked.
     """

@@ -11,7 +11,7 @@ from components.evaluator.executor import Executor
 class Evaluator(TfxEvaluator):
     """As TFX's; where nothing is in the artifact `baseline_model`, as without one.
 
-    TFX's own, given a baseline, wants a model there, and would judge a first candidate twice over, against itself.
+    TFX's own, given a baseline, wants a model there; a first candidate would have to be judged twice, against itself.
     """
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)

@@ -15,6 +15,7 @@ from tfx.utils import io_utils, path_utils
 
 from transform.clip_settings import SHAPE_FILE
 
+SERVED_VERSION = "served_version"  # property of the baseline; "" where it is empty
 _FILES = ("saved_model.pb", os.path.join("variables", "variables.index"))
 
 
@@ -38,7 +39,7 @@ class Executor(base_executor.BaseExecutor):
             version = ""
         if version:
             io_utils.copy_dir(os.path.join(destination, version), path_utils.serving_model_dir(baseline.uri))
-        baseline.set_string_custom_property("served_version", version)
+        baseline.set_string_custom_property(SERVED_VERSION, version)
         logging.info("baseline is %s", f"version {version} of {destination}" if version else "none")
 
 

@@ -101,7 +101,8 @@ def test_scores_are_those_of_the_equations(content: bool, rating: bool):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "matrices"), [("jifr", "P W0"), ("vbpr", "E visual_bias"), ("vpoi", "Q P"), ("cdl", "project")]
+    ("architecture", "matrices"),
+    [("jifr", "P W0"), ("vbpr", "E visual_bias"), ("vpoi", "Q P"), ("cdl", "hidden project")],
 )
 def test_matrices_of_pictures_are_penalised(architecture: str, matrices: str):
     of = shape()
@@ -387,6 +388,36 @@ def test_a_training_goes_on_from_the_served_one_and_still_knows_whom_that_had_me
     assert np.corrcoef(before, after)[0, 1] > 0.99  # frames are standardised anew
 
 
+def test_a_draw_is_neighbours_in_the_shuffled_ring_of_others(monkeypatch: Any):
+    """Two of five others, three times, from places 0, 1 and 3: the last goes on at the ring's start."""
+    monkeypatch.setattr(jifr_export, "SAMPLED", 2)
+    monkeypatch.setattr(jifr_export, "REPEATS", 3)
+    random = np.random.default_rng(1)
+    lots, beats = random.random((4, 7)).astype(np.float32), random.random((4, 7)).astype(np.float32)
+    others = np.ones((4, 7), bool)
+    for row, out in enumerate(((0, 6), (2, 3), (1,), range(7))):  # five, five, six and no others
+        others[row, list(out)] = False
+    beats[~others] = 0
+    serving = SimpleNamespace(_lots=lambda seed: tf.constant(lots))
+    got = jifr_export._Serving._above_of_drawn(
+        serving, tf.constant(beats), tf.constant(others), tf.zeros([4], tf.int64)
+    )
+    for row in range(3):
+        ring = [i for i in np.argsort(-lots[row]) if others[row, i]]
+        starts = [0, 1, 3] if len(ring) == 5 else [0, 2, 4]
+        expected = [beats[row, ring[start]] + beats[row, ring[(start + 1) % len(ring)]] for start in starts]
+        np.testing.assert_allclose(got[row], expected, atol=1e-6)
+    assert got[3].numpy().tolist() == [0, 0, 0]
+
+
+def test_every_user_and_video_has_a_lot_of_its_own(exported: str):
+    loaded = tf.saved_model.load(exported)
+    serving = SimpleNamespace(fingerprints=loaded.fingerprints)
+    lots = jifr_export._Serving._lots(serving, tf.constant([1, 2], tf.int64)).numpy()
+    assert len(set(lots.ravel())) == lots.size
+    assert (np.argsort(lots[0]) != np.argsort(lots[1])).any()
+
+
 def test_draws_go_evenly_round_all_that_the_user_has_not_opened(
     world: Any, exported: str, tmp_path: Path, monkeypatch: Any
 ):
@@ -416,7 +447,7 @@ def test_a_score_that_is_no_number_is_the_last(world: Any, exported: str, tmp_pa
     assert got["above"].numpy()[0] >= 1  # all others
 
 
-def test_a_sample_is_drawn_anew_for_each_repeat_and_the_same_in_each_execution(
+def test_draws_differ_from_each_other_and_are_the_same_in_each_execution(
     world: Any, tmp_path: Path, exported: str, monkeypatch: Any
 ):
     monkeypatch.setattr(jifr_export, "SAMPLED", 1)

@@ -12,6 +12,7 @@ from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import path_utils
 
 from components.evaluator.executor import Executor
+from transform.contract import ContractError
 
 LABELS = (0.0, 0.0, 1.0, 1.0, 1.0)
 BETTER = tfma.GenericChangeThreshold(direction=tfma.MetricDirection.HIGHER_IS_BETTER, absolute={"value": 0.01})
@@ -68,7 +69,7 @@ def judge(tmp_path):
             feature = tf.train.Feature(float_list=tf.train.FloatList(value=[label]))
             writer.write(tf.train.Example(features=tf.train.Features(feature={"label": feature})).SerializeToString())
 
-    def judged(candidate: float, served: float | None) -> tuple[bool, tfma.EvalConfig]:
+    def judged(candidate: float, served: float | None, version: str = "") -> tuple[bool, tfma.EvalConfig]:
         for name in ("candidate", "served", "evaluation", "blessing"):
             shutil.rmtree(tmp_path / name, ignore_errors=True)
         evaluation, blessing = standard_artifacts.ModelEvaluation(), standard_artifacts.ModelBlessing()
@@ -78,6 +79,7 @@ def judge(tmp_path):
             "model": [_model(tmp_path / "candidate", candidate)],
             "baseline_model": [_model(tmp_path / "served", served)],
         }
+        given["baseline_model"][0].set_string_custom_property("served_version", version)
         properties = {
             "eval_config": json_format.MessageToJson(CONFIG, preserving_proto_field_name=True),
             "example_splits": json.dumps(["test"]),
@@ -100,3 +102,8 @@ def test_where_a_model_is_served_the_candidate_must_beat_it(judge):
     blessed, config = judge(1.0, 1.0)  # as good is not better
     assert not blessed
     assert sorted(spec.is_baseline for spec in config.model_specs) == [False, True]
+
+
+def test_a_served_model_that_was_lost_is_not_taken_for_none(judge):
+    with pytest.raises(ContractError, match="expected version 17"):
+        judge(1.0, None, version="17")

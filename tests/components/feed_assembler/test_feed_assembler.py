@@ -139,6 +139,23 @@ def test_the_order_heeds_retrieval_by_its_weight(small, plain, users, tmp_path):
     assert [score[video] for video in shown] == pytest.approx(weighed["scores"][0][: len(shown)])
 
 
+def test_somebody_new_is_ranked_alone_whatever_retrieval_counts_for(small, plain, users, tmp_path):
+    feed = small.feed(tmp_path / "1", PLAIN.model_copy(update={"retrieval_weight": 3.0}))
+    weighed = ask(feed, "recommend", request(small, users[0]), request(small, NEWCOMER))
+    alone = ask(plain, "recommend", request(small, users[0]), request(small, NEWCOMER))
+    assert weighed["video_ids"][1].tolist() == alone["video_ids"][1].tolist()
+    assert weighed["video_ids"][0].tolist() != alone["video_ids"][0].tolist()
+
+
+def test_without_retrieval_its_weight_changes_nothing(small, users, tmp_path):
+    feeds = (
+        small.feed(tmp_path / str(weight), PLAIN.model_copy(update={"retrieval_weight": weight}), ("retriever",))
+        for weight in (0.0, 3.0)
+    )
+    first, second = (ask(feed, "recommend", request(small, users[0]))["video_ids"].tolist() for feed in feeds)
+    assert first == second
+
+
 def test_users_of_a_batch_are_answered_as_if_alone(small, plain, users):
     asked = [request(small, user, length=length) for user, length in zip(users, (1, 6, 3, 2, 5), strict=True)]
     together = ask(plain, "recommend", *asked)

@@ -28,7 +28,8 @@ class Cdl(PairScorer):
         super().__init__(name="scorer")
         self.user = shape.user
         self.user_table = shape.table_of_users(config.visual_width, "users")
-        self.hidden = keras.layers.Dense(config.attention_units, "relu", name="hidden")
+        penalty = keras.regularizers.L2(config.projection_l2) if config.projection_l2 else None
+        self.hidden = keras.layers.Dense(config.attention_units, "relu", kernel_regularizer=penalty, name="hidden")
         self.project = linear(config.visual_width, name="project", l2=config.projection_l2)
 
     def people(self, inputs: Mapping[str, tf.Tensor]) -> Tensors:
