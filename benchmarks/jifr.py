@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -103,20 +103,34 @@ def main() -> None:
             print(part, seed, side, name, shown, flush=True)
 
 
+class Trained(NamedTuple):
+    """A model of ours, and what it was made for."""
+
+    settings: dict[str, Any]
+    valid_auc: float
+    scorer: PairScorer
+    shape: Shape
+    standard: Standard
+
+
 def _ours(part: str, name: str, data: Data, seed: int, before: dict[str, Any] | None) -> dict[str, Any]:
     """One of our models with the settings of the demo, those chosen before, or the best of the grid."""
     if part == "demo":
-        return run({**SHARED, **MODELS[name]}, data, seed, 256)
-    grid = [before] if before else _grid(name)
-    return max((run(each, data, seed, 1024) for each in grid), key=lambda found: found["valid_auc"])
+        best = _trained({**SHARED, **MODELS[name]}, data, seed, 256)
+    else:
+        grid = [before] if before else _grid(name)
+        best = max((_trained(each, data, seed, 1024) for each in grid), key=lambda found: found.valid_auc)
+    found = judge(best.scorer, data, best.shape, best.standard, seed)
+    keras.backend.clear_session()
+    versions = {"tensorflow": tf.__version__}
+    return {**found, "valid_auc": best.valid_auc, "settings": best.settings, "versions": versions}
 
 
 def _grid(name: str) -> list[dict[str, Any]]:
     return [{**SHARED, **MODELS[name], **each} for each in (PLAIN if name in WITHOUT_LOOKS else VISUAL)]
 
 
-def run(settings: dict[str, Any], data: Data, seed: int, batch_size: int) -> dict[str, Any]:
-    """Trains and judges one model."""
+def _trained(settings: dict[str, Any], data: Data, seed: int, batch_size: int) -> Trained:
     config = Config.of(settings, "model")
     training = TrainingConfig(epochs=60, batch_size=batch_size, learning_rate=3e-3, patience=5, seed=seed)
     train, valid = data.split(None, data.cut[0]), data.split(*data.cut)
@@ -128,10 +142,8 @@ def run(settings: dict[str, Any], data: Data, seed: int, batch_size: int) -> dic
             train, valid, objective(), training, tf.distribute.get_strategy(), f"{folder}/checkpoint", f"{folder}/run",
         )  # fmt: skip
         history = json.loads(Path(f"{folder}/run/history.json").read_text())
-    found = judge(model.get_layer("triples").scorer, data, shape, standard, seed)
-    keras.backend.clear_session()
-    best = max(entry["val_auc"] for entry in history)
-    return {**found, "valid_auc": best, "settings": settings, "versions": {"tensorflow": tf.__version__}}
+    valid_auc = max(entry["val_auc"] for entry in history)
+    return Trained(settings, valid_auc, model.get_layer("triples").scorer, shape, standard)
 
 
 def _peer(python: Path, name: str, data: Data, seed: int, before: dict[str, Any] | None) -> dict[str, Any]:
