@@ -60,7 +60,7 @@ L2 = (0.2, 0.02, 0.002)
 TRAINING: dict[str, dict[str, int]] = {
     "demo": {"epochs": 60, "batch_size": 256, "patience": 5},
     "tiktok": {"epochs": 100, "batch_size": 1024, "patience": 15},
-    "movielens": {"epochs": 25, "batch_size": 1024, "patience": 5},
+    "movielens": {"epochs": 15, "batch_size": 1024, "patience": 5},
 }
 CHOSEN_ON = {"demo": (), "tiktok": ("tiktok",), "movielens": ("tiktok", "movielens")}
 PLAIN = [{"l2": l2} for l2 in L2]
