@@ -521,7 +521,7 @@ def versions_come_and_go(server, models):
 @pytest.mark.parametrize("batching", [False, True], ids=["alone", "batched"])
 @pytest.mark.parametrize(
     ("least", "rounds", "number"),
-    [pytest.param(300, 3, 20, id="short"), pytest.param(2000, 6, 120, id="full", marks=pytest.mark.slow)],
+    [pytest.param(300, 2, 20, id="short"), pytest.param(2000, 6, 120, id="full", marks=pytest.mark.slow)],
 )
 def test_hostile_requests_are_refused_and_harm_nobody(models, tmp_path, batching, least, rounds, number):
     flags = [f"--model_config_file={models / 'models.config'}", "--file_system_poll_wait_seconds=0.3"]
@@ -548,7 +548,7 @@ def test_hostile_requests_are_refused_and_harm_nobody(models, tmp_path, batching
             server.answers_right()
             memory.append(server.memory() // MEGABYTE)
         print(server.answers, "MB after each round:", memory)
-        assert memory[-1] < 1.05 * max(memory[:-1])  # the first rounds warm up; what leaks grows with every round
+        assert memory[-1] < 1.05 * memory[0]  # the first round warms up
         assert sum(server.answers.values()) >= least
         server.answers_right()
         assert running.poll() is None
