@@ -141,8 +141,9 @@ class Jifr(PairScorer):
         self.project = linear(config.visual_width, name="P", l2=config.projection_l2)
         attention = config.attention_units, config.attention_l2
         self.content = _Weigher(*attention, "content_attention") if config.content_attention else None
-        reduce = linear(config.visual_width, name="W0", l2=config.projection_l2)
-        self.reduce = reduce if config.content_attention else None
+        self.reduce = (
+            linear(config.visual_width, name="W0", l2=config.projection_l2) if config.content_attention else None
+        )
         self.rating = _Weigher(*attention, "rating_attention") if config.rating_attention else None
         self.attended_frames = config.attended_frames
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 from tfx import types
 from tfx.components.evaluator import executor
-from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import path_utils
 
-from components.serving_baseline.executor import SERVED_VERSION
+from components.serving_baseline.executor import SERVED_VERSION, is_model
 from transform.contract import ContractError
 
 BASELINE = standard_component_specs.BASELINE_MODEL_KEY
@@ -47,7 +45,7 @@ def _is_empty(baselines: list[types.Artifact]) -> bool:
     if not baselines:
         return False
     baseline = artifact_utils.get_single_instance(baselines)
-    if fileio.exists(os.path.join(path_utils.serving_model_path(baseline.uri), "saved_model.pb")):
+    if is_model(path_utils.serving_model_path(baseline.uri)):
         return False
     if version := baseline.get_string_custom_property(SERVED_VERSION):
         raise ContractError(

@@ -54,7 +54,7 @@ def served_version(push_destination: str) -> str:
         return ""
     names = [name.rstrip("/") for name in fileio.listdir(push_destination)]
     numbered = [name for name in names if name.isascii() and name.isdigit()]
-    return max((n for n in numbered if _is_model(os.path.join(push_destination, n))), key=int, default="")
+    return max((n for n in numbered if is_model(os.path.join(push_destination, n))), key=int, default="")
 
 
 def clip_shape(model: str) -> str:
@@ -84,5 +84,6 @@ def _reads(model: str) -> dict[str, tuple[int, tuple[int, ...]]]:
     return {n: (info.dtype, tuple(d.size for d in info.tensor_shape.dim)) for n, info in inputs.items()}
 
 
-def _is_model(folder: str) -> bool:
+def is_model(folder: str) -> bool:
+    """Whether a folder holds the files of a SavedModel."""
     return all(fileio.exists(os.path.join(folder, file)) for file in _FILES)

@@ -127,8 +127,12 @@ class PairScorer(keras.layers.Layer):
 
 def linear(width: int, l2: float = 0.0, **arguments: Any) -> keras.layers.Dense:
     """A matrix, with a penalty of l2 on it."""
-    penalty = keras.regularizers.L2(l2) if l2 else None
-    return keras.layers.Dense(width, use_bias=False, kernel_regularizer=penalty, **arguments)
+    return keras.layers.Dense(width, use_bias=False, kernel_regularizer=penalised(l2), **arguments)
+
+
+def penalised(l2: float) -> keras.regularizers.Regularizer | None:
+    """An L2 penalty; None for 0."""
+    return keras.regularizers.L2(l2) if l2 else None
 
 
 def standardised(frames: tf.Tensor, mask: tf.Tensor, mean: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:

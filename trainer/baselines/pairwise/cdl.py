@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from trainer.keras_version import keras
-from trainer.layers.pair_scorer import PairScorer, Shape, Shown, Tensors, linear, mean_frame
+from trainer.layers.pair_scorer import PairScorer, Shape, Shown, Tensors, linear, mean_frame, penalised
 
 if TYPE_CHECKING:
     from trainer.jifr import Config
@@ -28,7 +28,7 @@ class Cdl(PairScorer):
         super().__init__(name="scorer")
         self.user = shape.user
         self.user_table = shape.table_of_users(config.visual_width, "users")
-        penalty = keras.regularizers.L2(config.projection_l2) if config.projection_l2 else None
+        penalty = penalised(config.projection_l2)
         self.hidden = keras.layers.Dense(config.attention_units, "relu", kernel_regularizer=penalty, name="hidden")
         self.project = linear(config.visual_width, name="project", l2=config.projection_l2)
 
