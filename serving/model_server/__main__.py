@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import sys
 
+from serving.model_server import memory
 from serving.model_server.options import Options, parse
 from transform.contract import ContractError
-
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of malloc.h
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,11 +29,7 @@ def serve(options: Options) -> None:
     """
     # TensorFlow warns of every request that an op refuses, and quotes the request, be it 100 MB.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with contextlib.suppress(OSError, AttributeError):  # where there is another C library
-        # What large requests took is given back: large blocks at once, small ones from few pools.
-        library = ctypes.CDLL("libc.so.6")
-        library.mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
-        library.mallopt(_M_ARENA_MAX, os.cpu_count() or 1)
+    memory.keep_little()
     from serving.model_server import server
 
     server.run(options)

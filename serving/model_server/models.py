@@ -24,6 +24,7 @@ import grpc
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2
 
+from serving.model_server import memory
 from serving.model_server.batching import Batcher
 from serving.model_server.configuration import BatchingParameters, Latest, ModelSource, Specific, sources_of
 from serving.model_server.errors import RequestError, invalid
@@ -94,6 +95,7 @@ class _Loaded:
         self.servable.session.close()
         del self.servable
         gc.collect()  # a session and its graph refer to each other; counting references never frees them
+        memory.give_back()
 
 
 @dataclass(frozen=True)
