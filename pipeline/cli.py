@@ -226,6 +226,29 @@ def serve(context: typer.Context, runs: Runs = Path("runs")) -> None:
 
 
 @app.command()
+def front(
+    config: Annotated[str, typer.Option("--config", help="That of the feed: its contract, and `queues.store`.")],
+    target: Annotated[str, typer.Option("--target", help="HOST:PORT of the model server.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8080,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds that the model server has.")] = 2.0,
+) -> None:
+    """Answer POST /feed with JSON: the served feed, with what the topic queues hold; SHORTLIST_TOKEN guards it."""
+    from pipeline import config as configs
+    from serving import front as fronts
+    from serving.client import Client
+    from serving.model_server.options import TOKEN_VARIABLE
+    from serving.topic_queues.queues import TopicQueues, open_store
+    from transform import contract as contracts
+
+    settings, token = configs.load(config), os.environ.get(TOKEN_VARIABLE)
+    contract, store = contracts.load(settings.contract), settings.queues.store
+    queues = TopicQueues(open_store(store, settings.queues), settings.queues) if store else None
+    with Client(target, timeout_seconds=timeout, token=token) as client:
+        fronts.run(fronts.Front(client, contract, queues), host, port, token)
+
+
+@app.command()
 def recommend(
     user: Annotated[str, typer.Option("--user", help="The user's id.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Length of the feed.")] = 10,

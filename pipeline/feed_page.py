@@ -10,8 +10,9 @@ from typing import Any
 
 from components.world import files
 from pipeline.pages import environment
-from pipeline.recommend import Cover, Feed, covers
+from pipeline.recommend import Feed, covers
 from serving.client import Client
+from serving.feed_answer import Cover
 
 
 def write_page(run: Mapping[str, Any], feeds: Sequence[Feed], client: Client, path: Path) -> None:

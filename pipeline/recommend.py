@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,27 +21,10 @@ from pipeline import queue_store
 from pipeline.models import FEED
 from pipeline.runs import artifact, learned_of_videos
 from serving.client import Client
+from serving.feed_answer import Cover, Shown, chosen_cover, shown_videos
 from serving.model_server.options import TOKEN_VARIABLE, Options
 from serving.requests import to_feed_example
 from transform.contract import Contract, ContractError, Kind, Role
-
-
-@dataclass(frozen=True)
-class Cover:
-    """The frame that a video is shown by.
-
-    Attributes:
-        frame: Its index.
-        path: Of the picture, within the world.
-        score: Of the model that chose it.
-        at_seconds: When it is shown; None where that is not known.
-    """
-
-    frame: int
-    path: str
-    score: float
-    at_seconds: float | None
-
 
 SOURCES = {
     "topic": "found in the index, by the user's topics",
@@ -138,10 +120,7 @@ def recommend(run: Mapping[str, Any], user_id: str, n: int, client: Client) -> F
     known = user_id in set(tables.read_table(world, "users", ["user_id"])["user_id"].to_pylist())
     asked = _asked(run, user_id)
     answer = client.predict_tensors(FEED, asked.request(n, _queued(asked)), "recommend")
-    places = range(answer["video_ids"].shape[1])
-    rows = [{name: value[0][i] for name, value in answer.items() if value.ndim > 1} for i in places]
-    rows = [row for row in rows if row["video_ids"]]
-    entries = _entries(rows, asked, topic_names(artifact(run, "topics")))
+    entries = _entries(shown_videos(answer), asked, topic_names(artifact(run, "topics")))
     return Feed(user_id, known, len(asked.context.seen), int(answer["candidates"][0]), entries)
 
 
@@ -156,7 +135,7 @@ def covers(run: Mapping[str, Any], user_id: str, video_ids: Sequence[str], clien
     """
     request = {**_asked(run, user_id).request(), "video_ids": np.array([list(video_ids)], dtype=object)}
     answer = {name: value[0] for name, value in client.predict_tensors(FEED, request, "cover").items()}
-    found = {video: _cover({n: v[i] for n, v in answer.items()}) for i, video in enumerate(video_ids)}
+    found = {video: chosen_cover({n: v[i] for n, v in answer.items()}) for i, video in enumerate(video_ids)}
     return {video: cover for video, cover in found.items() if cover is not None}
 
 
@@ -180,35 +159,27 @@ def _queued(asked: _Asked) -> list[str]:
     return queue_store.candidates(asked.run, asked.context.clicked, asked.context.seen)
 
 
-def _entries(rows: Sequence[Mapping[str, Any]], asked: _Asked, names: Mapping[str, str]) -> list[FeedEntry]:
+def _entries(shown: Sequence[Shown], asked: _Asked, names: Mapping[str, str]) -> list[FeedEntry]:
     """What the served feed answered, with what people want to read of each video."""
     videos = tables.read_table(asked.run["world"], "videos")
-    shown = [name for name in ("video_id", "title", "primary_category") if name in videos.column_names]
-    ids = [row["video_ids"].decode() for row in rows]
-    chosen = videos.filter(pc.is_in(videos["video_id"], value_set=pa.array(ids, pa.string()))).select(shown)
+    columns = [name for name in ("video_id", "title", "primary_category") if name in videos.column_names]
+    ids = pa.array([video.video_id for video in shown], pa.string())
+    chosen = videos.filter(pc.is_in(videos["video_id"], value_set=ids)).select(columns)
     details = {row["video_id"]: row for row in chosen.to_pylist()}
     vectors = [f.name for f in asked.contract.select(kinds=(Kind.VECTOR,), roles=(Role.VIDEO,))]
     return [
         FeedEntry(
-            video_id=video,
-            title=details.get(video, {}).get("title") or "",
-            category=details.get(video, {}).get("primary_category") or "",
-            score=float(row["scores"]),
-            topics=[names.get(topic.decode(), topic.decode()) for topic in row["topics"] if topic] if names else [],
-            source=row["sources"].decode(),
-            modality_weights={n: float(w) for n, w in zip(vectors, row.get("modality_weights", ()), strict=False)},
-            cover=_cover(row),
+            video_id=video.video_id,
+            title=details.get(video.video_id, {}).get("title") or "",
+            category=details.get(video.video_id, {}).get("primary_category") or "",
+            score=video.score,
+            topics=[names.get(topic, topic) for topic in video.topics] if names else [],
+            source=video.source,
+            modality_weights=dict(zip(vectors, video.modality_weights, strict=False)),
+            cover=video.cover,
         )
-        for video, row in zip(ids, rows, strict=True)
+        for video in shown
     ]
-
-
-def _cover(row: Mapping[str, Any]) -> Cover | None:
-    if row["frames"] < 0:
-        return None
-    at = float(row["at_seconds"])
-    path, score = row["frame_paths"].decode(), float(row["frame_scores"])
-    return Cover(int(row["frames"]), path, score, None if math.isnan(at) else at)
 
 
 def topic_names(topics: str | None) -> dict[str, str]:

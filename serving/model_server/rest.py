@@ -8,10 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
-import ssl
-import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,14 +15,12 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 import grpc
-import uvicorn
 from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -34,8 +28,8 @@ from tensorflow_serving.apis import (
     model_pb2,
     regression_pb2,
 )
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from serving import http_server
 from serving.model_server import json_examples, json_tensors
 from serving.model_server.backend import MAX_REQUEST_BYTES, TOO_MANY, Backend
 from serving.model_server.configuration import Monitoring
@@ -45,9 +39,7 @@ from serving.model_server.metrics import Call
 from serving.model_server.predict import run
 from serving.model_server.servable import Servable
 
-SLOWEST_SECONDS = 60.0  # a client that has not sent its request in so long is let go
 _THREADS = 16
-_MOST_CONNECTIONS = 512
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 _T = TypeVar("_T")
@@ -197,7 +189,7 @@ class _Answering:
     async def answer(self, request: Request) -> Response:
         body = bytearray()
         try:
-            await _within(SLOWEST_SECONDS, self._receive(request, body), HTTPStatus.REQUEST_TIMEOUT)
+            await _within(http_server.SLOWEST_SECONDS, self._receive(request, body), HTTPStatus.REQUEST_TIMEOUT)
             work = request.state.pool.submit(respond, self._backend, request.method, request.url.path, body)
         except BaseException:
             self._backend.hold(-len(body))
@@ -234,72 +226,3 @@ async def _within(seconds: float, work: Awaitable[_T], status: HTTPStatus) -> _T
 
 async def _refuse(_: Request, error: Any) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, {"Connection": "close"})
-
-
-class _Protocol(H11Protocol):
-    """uvicorn's, which also lets go of clients whose headers do not arrive in time."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._let_go_at(self.loop.time() + SLOWEST_SECONDS)
-
-    def data_received(self, data: bytes) -> None:
-        timer = self.timeout_keep_alive_task
-        super().data_received(data)
-        if timer and self.timeout_keep_alive_task is None and (not self.cycle or self.cycle.response_complete):
-            self._let_go_at(timer.when())
-
-    def _let_go_at(self, when: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_at(when, self.timeout_keep_alive_handler)
-
-
-class HttpServer:
-    """uvicorn in a thread of its own.
-
-    Args:
-        application: What answers.
-        host: The address to listen on.
-        port: 0 takes a free one.
-        tls: Speak HTTPS; None: HTTP.
-
-    Attributes:
-        port: The one it listens on.
-
-    Raises:
-        OSError: The port is taken, or not ours.
-    """
-
-    def __init__(self, application: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it; 40 ms otherwise
-        self.port: int = self._socket.getsockname()[1]
-        config = uvicorn.Config(
-            application,
-            http=_Protocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
-            timeout_keep_alive=int(SLOWEST_SECONDS),
-        )
-        config.load()
-        config.ssl = tls
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True, name="rest")
-
-    def start(self) -> None:
-        """Returns once it answers."""
-        self._thread.start()
-        while not self._server.started and self._thread.is_alive():
-            time.sleep(0.01)
-
-    def stop(self, drain_seconds: float) -> None:
-        """Takes no new requests, and ends once those it has are answered, or the time is over."""
-        self._server.config.timeout_graceful_shutdown = drain_seconds  # type: ignore[assignment]  # floats do as well
-        self._server.should_exit = True
-        if self._thread.is_alive():
-            self._thread.join(drain_seconds + 1)
-        self._socket.close()

@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection
 from starlette.types import ASGIApp
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
+from serving.http_server import HttpServer
 from serving.model_server import configuration, security
 from serving.model_server.backend import MAX_REQUEST_BYTES, Backend
 from serving.model_server.configuration import BatchingParameters, ModelSource, Monitoring, Tls
@@ -32,7 +33,7 @@ from serving.model_server.grpc_service import SERVICES, ModelService, Prediction
 from serving.model_server.metrics import Metrics
 from serving.model_server.models import Models
 from serving.model_server.options import Options
-from serving.model_server.rest import HttpServer, application
+from serving.model_server.rest import application
 from serving.tensors import MAX_MESSAGE_BYTES
 from transform import file_systems
 from transform.contract import ContractError

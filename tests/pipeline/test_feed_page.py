@@ -4,7 +4,8 @@ import base64
 from pathlib import Path
 
 from pipeline import feed_page
-from pipeline.recommend import Cover, Feed, FeedEntry
+from pipeline.recommend import Feed, FeedEntry
+from serving.feed_answer import Cover
 
 PICTURES = {"sunny.jpg": b"a sunny picture", "rainy.jpg": b"a rainy picture"}
 CHOSEN = {("ann", "v1"): 0, ("ben", "v1"): 0, ("ann", "v2"): 0, ("ben", "v2"): 1}

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from serving import http_server
 from serving.model_server import backend, json_tensors, rest
 from serving.model_server.configuration import Monitoring
 from serving.model_server.errors import RequestError
@@ -288,7 +289,7 @@ def test_all_bodies_together_may_hold_so_much_memory(server, ask, monkeypatch):
     ],
 )
 def test_a_sender_that_stalls_is_let_go(begun, answer, saved, monkeypatch):
-    monkeypatch.setattr(rest, "SLOWEST_SECONDS", 0.6)
+    monkeypatch.setattr(http_server, "SLOWEST_SECONDS", 0.6)
     with start(str(saved), poll_seconds=0) as server, socket.create_connection(("127.0.0.1", server.rest_port)) as slow:
         slow.settimeout(5)
         before = time.monotonic()
@@ -303,7 +304,7 @@ def test_a_sender_that_stalls_is_let_go(begun, answer, saved, monkeypatch):
 def test_a_request_that_takes_too_long_is_answered_504(saved, monkeypatch):
     monkeypatch.setattr(rest, "respond", lambda *_: time.sleep(1))
     nobodys = backend.Backend(Models(str(saved)), Metrics())
-    answering = rest.HttpServer(rest.application(nobodys, Monitoring(), 0.1), "127.0.0.1", 0)
+    answering = http_server.HttpServer(rest.application(nobodys, Monitoring(), 0.1), "127.0.0.1", 0)
     answering.start()
     asked = b"POST /v1/models/scaler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1"
     assert raw(SimpleNamespace(rest_port=answering.port), asked) == (504, '{"error":"it took longer than 0.1 s"}')
