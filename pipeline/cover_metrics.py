@@ -27,10 +27,10 @@ class CoverMetric(metric_types.Metric):
 
     - hits, ndcg: HR@15 and NDCG@15 of a positive's video among the whole catalogue but for what the user opened before,
       mean over the positives of a user and then over users; hits_sampled, ndcg_sampled: among 1,000 others drawn, mean
-      of ten times;
+      of ten times; a video that the user opened before, and that may have been learned from, is not sought;
     - frame_hits_at_K, frame_ndcg_at_K: of the liked frames among the video's own, mean over impressions with a liked
       frame; frame_hits_at_1_random and frame_hits_at_1_popular: what chance, and the average user's taste, would have;
-    - frame_lift: frame_hits_at_1 over frame_hits_at_1_random.
+    - frame_lift: frame_hits_at_1 over frame_hits_at_1_random; frame_lift_popular: over frame_hits_at_1_popular.
 
     Args:
         name: Which.
@@ -88,7 +88,7 @@ class Sums:
             liked: Indices of frames.
             answer: One row of each output of the signature `evaluate`.
         """
-        if label > 0:
+        if label > 0 and not answer["opened"][0]:
             self.users[user] += [1.0, *_of_video(float(answer["above"][0]), answer["above_sampled"])]
         there = [index for index in liked if index < len(answer["frame_scores"])]
         there = [index for index in there if not np.isnan(answer["frame_scores"][index])]
@@ -116,6 +116,7 @@ class Sums:
             "frame_hits_at_1_random": float(random),
             "frame_hits_at_1_popular": float(popular),
             "frame_lift": float(hits[0] / random),
+            "frame_lift_popular": float(hits[0] / popular),
         }
 
 

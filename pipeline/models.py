@@ -30,7 +30,7 @@ COVERS = (
     *("hits", "ndcg", "hits_sampled", "ndcg_sampled"),
     *FRAMES,
     *(f"frame_hits_at_1_{whose}" for whose in ("random", "popular")),
-    "frame_lift",
+    *("frame_lift", "frame_lift_popular"),
 )
 
 

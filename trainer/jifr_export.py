@@ -7,7 +7,8 @@ replaces without training. B batch, V videos, F frames, C width of a frame's vec
   float [B], `frame` int32 [B] (-1 for a video without frames), its `path` string [B], `frame_score` float [B] and
   `at_seconds` float [B] (NaN where not known), and `frame_scores` float [B, F] (NaN where there is no frame);
 - `raw`: the same, with the features as named tensors (see `trainer.export`) instead of examples;
-- `evaluate`: of `examples`, what `pipeline.cover_metrics` ranks by: `score`; `above` float [B], how many videos of the
+- `evaluate`: of `examples`, what `pipeline.cover_metrics` ranks by: `score`; `opened` bool [B], whether the user opened
+  the video before, in the train split or in the request's history; `above` float [B], how many videos of the
   catalogue the user has not opened are scored higher (equal ones count half); `above_sampled` float [B, 10], the same
   among 1,000 drawn of them, ten times (neighbours in one shuffled order); `frame_scores`; and `popular_frame_scores`
   [B, F], those of the average user.
@@ -202,7 +203,8 @@ class _Serving(VideoNumbers):
         people, number = _people(asked), self.number_of(asked["video"])
         scores = self.scorer.score(people, {n: tf.convert_to_tensor(v)[tf.newaxis] for n, v in self.videos.items()})
         own = tf.gather(scores, tf.maximum(number, 0), batch_dims=1)[:, tf.newaxis]
-        others = self._unopened(asked) & (tf.range(self.ids.shape[0]) != number[:, tf.newaxis])
+        unopened = self._unopened(asked)
+        others = unopened & (tf.range(self.ids.shape[0]) != number[:, tf.newaxis])
         # By what is lower, so that a score that is no number beats nothing.
         beats = 1.0 - tf.cast(scores < own, tf.float32) - 0.5 * tf.cast(scores == own, tf.float32)
         beats = tf.where(others, beats, 0.0)
@@ -215,6 +217,7 @@ class _Serving(VideoNumbers):
         last = tf.where(number >= 0, 0.0, np.inf)  # what the catalogue lacks is never found
         return {
             "score": cover["score"],
+            "opened": ~tf.gather(unopened, tf.maximum(number, 0), batch_dims=1) & (number >= 0),
             "above": tf.reduce_sum(beats, axis=1) + last,
             "above_sampled": self._above_of_drawn(beats, others, asked["seed"]) + last[:, tf.newaxis],
             "frame_scores": cover["frame_scores"],

@@ -37,6 +37,7 @@ METRICS: dict[str, tuple[str, float, float | None, str]] = {
     "frame_hits_at_1_popular": ("Frame hits@1, average user", 0, 1, "the same by the average user's taste"),
     "frame_hits_at_1_random": ("Frame hits@1, chance", 0, 1, "the same by chance"),
     "frame_lift": ("Frame lift", 0, None, "frame hits@1 over chance"),
+    "frame_lift_popular": ("Frame lift, personal", 0, None, "frame hits@1 over that of the average user's taste"),
     **{f"frame_hits_at_{k}": (f"Frame hits@{k}", 0, 1, f"among the first {k}") for k in range(2, 6)},
     **{f"frame_ndcg_at_{k}": (f"Frame NDCG@{k}", 0, 1, f"their place among the first {k}") for k in range(1, 6)},
     "primary_hits": ("Primary category", 0, 1, "share of videos whose likeliest category is theirs"),

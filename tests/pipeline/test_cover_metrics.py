@@ -22,7 +22,9 @@ IMPRESSIONS = [
     ("a", 1.0, [], 15.0, [1.0, 1.0], [NAN, NAN, NAN], [NAN, NAN, NAN]),
     ("a", 0.0, [0, 2], 3.0, [0.0, 0.0], [0.2, 0.9, 0.4], [0.3, 0.2, 0.1]),
     ("b", 1.0, [0], 2.0, [2.0, 2.0], [0.5, 0.5, NAN], [0.0, 0.0, NAN]),
+    ("b", 1.0, [], 0.0, [0.0, 0.0], [0.1, 0.2, NAN], [0.2, 0.1, NAN]),
 ]
+OPENED_BEFORE = {4}  # is not sought, however high it stands
 D = 1 / np.log2(2 + np.arange(5))  # 1, .631, .5, .431, .387
 
 EXPECTED = {
@@ -40,13 +42,15 @@ EXPECTED = {
     "frame_hits_at_1_random": (1 / 2 + 1 / 3 + 1 / 2) / 3,
     "frame_hits_at_1_popular": (0 + 1 / 2 + 1 / 2) / 3,
     "frame_lift": (1 + 0 + 1 / 2) / (1 / 2 + 1 / 3 + 1 / 2),
+    "frame_lift_popular": (1 + 0 + 1 / 2) / (0 + 1 / 2 + 1 / 2),
 }
 
 
 def answer(index: int) -> dict[str, np.ndarray]:
     _, _, _, above, drawn, scores, popular = IMPRESSIONS[index]
     outputs = {"above": above, "above_sampled": drawn, "frame_scores": scores, "popular_frame_scores": popular}
-    return {name: np.atleast_1d(np.array(value, np.float32)) for name, value in outputs.items()}
+    numbers = {name: np.atleast_1d(np.array(value, np.float32)) for name, value in outputs.items()}
+    return {**numbers, "opened": np.array([index in OPENED_BEFORE])}
 
 
 def test_values_by_hand_in_one_part_and_in_several():
@@ -74,18 +78,25 @@ def test_equal_scores_share_their_places():
 
 
 class Answering(tf.Module):
-    """Answers from the table above, by the number in the example."""
+    """Answers from the table above, by the number in the example; or chooses frames as the average user would."""
+
+    def __init__(self, personal: bool) -> None:
+        super().__init__()
+        self.personal = personal
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")])
     def evaluate(self, examples):
         number = tf.io.parse_example(examples, {"number": tf.io.FixedLenFeature([], tf.int64)})["number"]
         rows = [answer(index) for index in range(len(IMPRESSIONS))]
+        if not self.personal:
+            rows = [{**row, "frame_scores": row["popular_frame_scores"]} for row in rows]
         outputs = {name: tf.gather(tf.constant(np.stack([row[name] for row in rows])), number) for name in rows[0]}
-        return {**outputs, "above": outputs["above"][:, 0]}
+        return {**outputs, "above": outputs["above"][:, 0], "opened": outputs["opened"][:, 0]}
 
 
-def test_tfma_measures_the_signature_evaluate(tmp_path: Path):
-    module = Answering()
+def judged(tmp_path: Path, gate: Gate, personal: bool = True) -> dict[str, float]:
+    """What TFMA measures; its verdict is in the folder `out`."""
+    module = Answering(personal)
     tf.saved_model.save(module, str(tmp_path / "1"), signatures={"evaluate": module.evaluate})
     with tf.io.TFRecordWriter(str(tmp_path / "examples")) as writer:
         for index, (user, label, liked, *_) in enumerate(IMPRESSIONS):
@@ -96,13 +107,25 @@ def test_tfma_measures_the_signature_evaluate(tmp_path: Path):
                 "number": tf.train.Feature(int64_list=tf.train.Int64List(value=[index])),
             }
             writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
-    gate = Gate(metric="frame_lift", at_least=2.0)
     config = cover_eval_config(contracts.load("microvideo"), ModelConfig(gates=(gate,)))
     shared = tfma.default_eval_shared_model(str(tmp_path / "1"), eval_config=config)
-    result = tfma.run_model_analysis(shared, config, data_location=str(tmp_path / "examples"))
+    result = tfma.run_model_analysis(
+        shared, config, data_location=str(tmp_path / "examples"), output_path=str(tmp_path / "out")
+    )
     measured = result.get_metrics_for_slice()
-    values = {name: value["doubleValue"] for name, value in measured.items() if name != "example_count"}
-    assert values == pytest.approx(EXPECTED)
+    return {name: value["doubleValue"] for name, value in measured.items() if name != "example_count"}
+
+
+def test_tfma_measures_the_signature_evaluate(tmp_path: Path):
+    assert judged(tmp_path, Gate(metric="frame_lift", at_least=2.0)) == pytest.approx(EXPECTED)
+    assert not tfma.load_validation_result(str(tmp_path / "out")).validation_ok  # 9 / 8
+
+
+@pytest.mark.parametrize("personal", [True, False])
+def test_a_model_that_chooses_as_the_average_user_would_is_refused(tmp_path: Path, personal: bool):
+    values = judged(tmp_path, Gate(metric="frame_lift_popular", at_least=1.2), personal)
+    assert values["frame_lift_popular"] == pytest.approx(1.5 if personal else 1)
+    assert tfma.load_validation_result(str(tmp_path / "out")).validation_ok is personal
 
 
 def test_frames_are_gated_only_where_something_is_known_of_them():

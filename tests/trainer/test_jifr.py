@@ -255,6 +255,8 @@ def test_negatives_are_of_the_train_split_and_opened_ones_are_marked():
     share = (scores[1, 1:] == RATED).mean()  # user 2 one of three
     assert 0.2 < share < 0.47
     assert len(np.unique(scores[1, 1:])) == 3  # videos 2 and 4 beside the mark
+    again = triples(inputs)["scores"].numpy()
+    assert (again[1, 1:] != scores[1, 1:]).mean() > 0.4  # drawn anew: two thirds of the draws fall otherwise
 
 
 def test_of_whom_nothing_was_learned_counts_as_unknown():
@@ -304,7 +306,11 @@ def frame_records(videos: int = 5, extra: str = "") -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def exported(world: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("jifr")
+    return export(world, tmp_path_factory.mktemp("jifr"), "jifr")
+
+
+def export(world: Any, folder: Path, architecture: str) -> str:
+    """What `run_fn` leaves of two epochs."""
     with tf.io.TFRecordWriter(str(folder / "frames.gz"), "GZIP") as writer:
         for record in frame_records():
             writer.write(record)
@@ -312,7 +318,7 @@ def exported(world: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     fn_args.frames_files = [str(folder / "frames*")]
     fn_args.custom_config = {
         "contract": world.contract.to_json(),
-        "model": SMALL,
+        "model": {**SMALL, "architecture": architecture},
         "training": {"epochs": 2, "batch_size": 16},
         "checkpoint_dir": str(folder / "checkpoint"),
     }
@@ -350,6 +356,23 @@ def test_signatures_answer_alike_and_choose_the_best_frame(world: Any, exported:
         np.testing.assert_allclose(raw[name], values, atol=1e-6)
 
 
+@pytest.mark.parametrize("architecture", jifr.BASELINES)
+def test_an_exported_baseline_tells_videos_apart_and_frames_if_it_sees_them(
+    world: Any, tmp_path: Path, architecture: str
+):
+    loaded = tf.saved_model.load(export(world, tmp_path, architecture))
+    rows = [{"user_id": "u1", "history": ["v1"], "video_id": f"v{i}"} for i in range(5)]
+    got = {n: v.numpy() for n, v in loaded.signatures["serving_default"](examples=asked(world, *rows)).items()}
+    assert len(np.unique(got["score"])) == 5
+    assert got["frame"].tolist() == [*got["frame"][:4], -1]
+    assert (got["frame"][:4] >= 0).all()
+    apart = np.ptp(got["frame_scores"][:4], axis=1) > 0
+    assert apart.all() if jifr.BASELINES[architecture].looks else not apart.any()
+    measured = loaded.signatures["evaluate"](examples=asked(world, *rows))
+    np.testing.assert_array_equal(measured["score"], got["score"])
+    assert ((measured["above"] >= 0) & (measured["above"] < 5)).numpy().all()
+
+
 def test_evaluation_counts_what_is_scored_higher_among_unopened_videos(world: Any, exported: str):
     loaded = tf.saved_model.load(exported)
     opened = {(r["user_id"], r["video_id"]) for r in world.raw if r["clicked"]}
@@ -363,8 +386,10 @@ def test_evaluation_counts_what_is_scored_higher_among_unopened_videos(world: An
             above = sum((got["score"][i] > score) + 0.5 * (got["score"][i] == score) for i in others)
             assert got["above"][own] == pytest.approx(above)
             np.testing.assert_allclose(got["above_sampled"][own], above)  # fewer than 1,000: all are drawn
+        assert got["opened"].tolist() == [v == "v0" or (user, v) in opened for v in videos]
     unknown = loaded.signatures["evaluate"](examples=asked(world, {"user_id": "u1", "video_id": "nobody"}))
     assert np.isinf(unknown["above"].numpy()).all()
+    assert not unknown["opened"].numpy().any()
     assert np.isinf(unknown["above_sampled"].numpy()).all()
 
 
