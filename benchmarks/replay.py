@@ -1,6 +1,6 @@
 """The whole stack on MovieLens with posters, replayed: the feed against popularity and against each of its stages.
 
-    python benchmarks/replay.py [--data DATA] [--moments 500] [--seeds 1 2 3] [--work runs/replay]
+    python benchmarks/replay.py [--data DATA] [--moments 500] [--seeds 1 2 3] [--work runs/replay] [--trained]
 
 `shortlist run` trains everything that the demo has but clips: topics from posters, titles and genres, retrieval, JIFR
 on the posters, the ranker, the feed. Its time split ends training at 80 % of the impressions, and choices at 90 %. What
@@ -12,8 +12,8 @@ user has not rated. The same for all:
 - `popularity`: rated above 3 most often until the 90 %;
 - `retrieval`, `jifr`, `ranker`: one stage alone, over the whole catalogue;
 - `feed`: one call, with the caps and shares of `feed:`; `feed_by_score` without them, `feed_by_ranker` without them
-  and with `retrieval_weight: 0`. The feed's is the inverse of the temperature of retrieval, which makes its scores a
-  likelihood; it was not chosen by what is measured here. Topic queues are empty: those of the run know what comes.
+  and with `retrieval_weight: 0`. The feed's is the inverse of the temperature of retrieval, so that the order is that
+  of log P(rates) + log P(likes, having rated). Topic queues are empty: those of the run know what comes.
 
 Every seed trains anew, and draws its own moments. Results go to `results/replay.{json,md}`.
 """
@@ -118,13 +118,14 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=500, help="asked at, of each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "replay", help="folder of the world and the runs")
+    parser.add_argument("--trained", action="store_true", help="replay the runs that --work holds as they are")
     options = parser.parse_args()
     world = str(options.work / "world")
     if not tables.is_there(world, "interactions"):
         import_movielens(str(options.data / "movielens-1m"), world, posters=True)
     rows = []
     for seed in options.seeds:
-        run = trained(options.work, world, seed)
+        run = load_run(options.work / f"replay-{seed}") if options.trained else trained(options.work, world, seed)
         rows += [{"seed": seed, **row} for row in replayed(run, world, options.work / "past", options.moments, seed)]
         write(rows)
 

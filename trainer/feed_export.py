@@ -38,7 +38,7 @@ from transform.schema import parse_spec
 CHUNK = 4096
 COMPETING = 1000  # of the candidates, the best so many compete for places
 HOUR = 3600
-CERTAIN = 1e-6  # a ranker's score is taken to lie so far from 0 and 1
+UNLIKELY = 1e-6  # a ranker's score counts as no less
 _FRAMES = {"frames": "frame", "frame_paths": "path", "frame_scores": "frame_score", "at_seconds": "at_seconds"}
 
 Tensors = dict[str, tf.Tensor]
@@ -216,8 +216,7 @@ class Feed(VideoNumbers):
         """What candidates are ordered by, of the ranker's scores and those of retrieval."""
         if not self._weighs_retrieval:
             return scores
-        likely = tf.clip_by_value(scores, CERTAIN, 1 - CERTAIN)
-        return tf.math.log(likely / (1 - likely)) + self._settings.retrieval_weight * nearness
+        return tf.math.log(tf.maximum(scores, UNLIKELY)) + self._settings.retrieval_weight * nearness
 
     def _candidates(self, asked: _Asked) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Ids, sources and, where they count, scores of retrieval [B, N]; '' is none."""

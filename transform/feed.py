@@ -42,10 +42,11 @@ class FeedSettings(BaseModel):
         fresh_share: Share of the places that is kept for fresh videos, as far as there are any among the candidates.
             Heeded where the contract has a feature of `derived.video_age_hours`.
         fresh_hours: How long a video is fresh after it was published.
-        retrieval_weight: What the retrieval model's score counts for beside the ranker's log-odds in the order of the
-            candidates; the inverse of its temperature makes it a likelihood. For logs without impressions, ratings say:
-            a ranker that never saw what people passed over cannot tell what they would come upon. Heeded where there is
-            a retrieval model. 0: the ranker alone.
+        retrieval_weight: What the retrieval model's score counts for beside the logarithm of the ranker's in the order
+            of the candidates. With the inverse of retrieval's temperature the sum is, but for a constant, log P(comes
+            upon) + log P(likes, having come upon). For logs without impressions, ratings say: a ranker that never saw
+            what people passed over cannot tell what they would come upon. Heeded where there is a retrieval model. 0:
+            the ranker alone.
         explore_share: Share of the places of somebody without history that is kept for videos drawn by lot; the others
             are the most popular of all topics in turn, ranked.
     """

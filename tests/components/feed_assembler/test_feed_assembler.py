@@ -117,7 +117,7 @@ def test_the_feed_is_its_stages_asked_one_after_another(small, plain, users):
 
 
 def test_the_order_heeds_retrieval_by_its_weight(small, plain, users, tmp_path):
-    """By log-odds of the ranker plus the weight times the score of retrieval, which falls by 1/20 a candidate."""
+    """By the log of the ranker's score plus the weight times the score of retrieval, which falls by 1/20 each."""
     settings = PLAIN.model_copy(update={"length": 20, "retrieval_weight": 3.0})
     weighed = ask(small.feed(tmp_path / "1", settings), "recommend", request(small, users[0]))
     only_ranked = ask(plain, "recommend", request(small, users[0], length=20))
@@ -128,11 +128,7 @@ def test_the_order_heeds_retrieval_by_its_weight(small, plain, users, tmp_path):
     given = {"followed_ids": tf.constant([[""]]), "watch_history": watched, "queue": tf.zeros([1, 0], tf.string)}
     found = nearest(exclude=tf.constant([asked.seen]), **given, **nothing)["video_ids"].numpy()[0]
     score = dict(zip(only_ranked["video_ids"][0], only_ranked["scores"][0].astype(float), strict=True))
-    by_both = {
-        video: math.log(score[video] / (1 - score[video])) + 3 * (1 - place / 20)
-        for place, video in enumerate(found)
-        if video
-    }
+    by_both = {video: math.log(score[video]) + 3 * (1 - place / 20) for place, video in enumerate(found) if video}
     shown = [video for video in weighed["video_ids"][0] if video]
     assert shown == sorted(by_both, key=by_both.__getitem__, reverse=True)
     assert shown != [video for video in only_ranked["video_ids"][0] if video]
