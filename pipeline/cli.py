@@ -231,6 +231,9 @@ def front(
     target: Annotated[str, typer.Option("--target", help="HOST:PORT of the model server.")],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8080,
+    queues: Annotated[
+        str | None, typer.Option("--queues", help="Of the configuration, another `queues.store`.")
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds that the model server has.")] = 2.0,
 ) -> None:
     """Answer POST /feed with JSON: the served feed, with what the topic queues hold; SHORTLIST_TOKEN guards it."""
@@ -242,10 +245,10 @@ def front(
     from transform import contract as contracts
 
     settings, token = configs.load(config), os.environ.get(TOKEN_VARIABLE)
-    contract, store = contracts.load(settings.contract), settings.queues.store
-    queues = TopicQueues(open_store(store, settings.queues), settings.queues) if store else None
+    contract, store = contracts.load(settings.contract), queues or settings.queues.store
+    reader = TopicQueues(open_store(store, settings.queues), settings.queues) if store else None
     with Client(target, timeout_seconds=timeout, token=token) as client:
-        fronts.run(fronts.Front(client, contract, queues), host, port, token)
+        fronts.run(fronts.Front(client, contract, reader), host, port, token)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What a cluster is given: valid by Kubernetes' schemas, locked down, and served with the flags of either server."""
 
 import copy
+import itertools
 import re
 import shutil
 import subprocess
@@ -8,10 +9,16 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import typer
 import yaml
 
 from components.trainer.workers import GROUP, KIND
+from pipeline import config as configs
+from pipeline.cli import app
+from pipeline.kubeflow import IMAGE
+from serving.front import Front, application
 from serving.model_server import options
+from transform import contract as contracts
 
 ROOT = Path(__file__).parent.parent
 MANIFESTS = ROOT / "kubeflow" / "manifests"
@@ -38,10 +45,10 @@ def patched(overlay: str) -> list[dict]:
     folder = MANIFESTS / "overlays" / overlay
     found = copy.deepcopy(documents(folder))
     for patch in kustomization(folder)["patches"]:
-        (target,) = [
-            d for d in found if (d["kind"], d["metadata"]["name"]) == (patch["target"]["kind"], patch["target"]["name"])
-        ]
-        for step in yaml.safe_load(patch["patch"]):
+        kind, name = patch["target"]["kind"], patch["target"].get("name")
+        targets = [d for d in found if d["kind"] == kind and name in (None, d["metadata"]["name"])]
+        assert targets, f"{overlay}: nothing to patch at {patch['target']}"
+        for target, step in itertools.product(targets, yaml.safe_load(patch["patch"])):
             *parents, last = [int(p) if p.isdigit() else p for p in step["path"].strip("/").split("/")]
             place = target
             for part in parents:
@@ -69,7 +76,7 @@ def test_every_resource_is_valid(overlay, version):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_containers_run_as_nobody_write_nowhere_and_are_limited(overlay):
     found = containers(patched(overlay))
-    assert len(found) == 2
+    assert len(found) == 3
     for pod, container in found:
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -83,8 +90,13 @@ def test_containers_run_as_nobody_write_nowhere_and_are_limited(overlay):
         assert container["readinessProbe"]
 
 
+def container_of(name: str) -> tuple[dict, dict]:
+    """(pod spec, container) of the base."""
+    return next((p, c) for p, c in containers(documents(MANIFESTS / "base")) if c["name"] == name)
+
+
 def serving() -> tuple[dict, dict]:
-    return next((p, c) for p, c in containers(documents(MANIFESTS / "base")) if c["name"] == "serving")
+    return container_of("serving")
 
 
 def test_the_local_server_takes_the_very_arguments_of_the_deployment():
@@ -108,18 +120,62 @@ def test_a_replica_is_ready_when_the_feed_is_served_and_metrics_are_where_promet
     models = (ROOT / "serving" / "configs" / "models.config").read_text()
     assert container["readinessProbe"]["httpGet"] == {"path": "/v1/models/feed", "port": "rest"}
     assert 'name: "feed"' in models
-    (deployment,) = [d for d in documents(MANIFESTS / "base") if d["kind"] == "Deployment"]
+    deployment = of_kind("Deployment")["serving"]
     annotations = deployment["spec"]["template"]["metadata"]["annotations"]
     monitoring = (ROOT / "serving" / "configs" / "monitoring.config").read_text()
     assert f'path: "{annotations["prometheus.io/path"]}"' in monitoring
 
 
+def of_kind(kind: str) -> dict[str, dict]:
+    return {d["metadata"]["name"]: d for d in documents(MANIFESTS / "base") if d["kind"] == kind}
+
+
+def test_the_front_starts_as_the_command_line_has_it_and_finds_what_it_asks():
+    pod, container = container_of("front")
+    assert container["image"] == IMAGE
+    program, command = container["command"]
+    assert program == "shortlist"
+    given = typer.main.get_command(app).commands[command].make_context(command, list(container["args"])).params
+    services = of_kind("Service")
+    for address, name in ((given["target"], "serving"), (given["queues"].rpartition("//")[2], "queues")):
+        host, _, port = address.partition("?")[0].partition(":")
+        assert (host, int(port) in [p["port"] for p in services[host]["spec"]["ports"]]) == (name, True)
+    assert given["host"] == "0.0.0.0"
+    (port,) = container["ports"]
+    assert given["port"] == port["containerPort"]
+    assert configs.load(given["config"]).feed is not None
+    answered = {route.path for route in application(Front(None, contracts.load("microvideo"), None)).routes}
+    annotations = of_kind("Deployment")["front"]["spec"]["template"]["metadata"]["annotations"]
+    asked = {container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "readiness", "liveness")}
+    assert {*asked, annotations["prometheus.io/path"]} <= answered
+    assert int(annotations["prometheus.io/port"]) == given["port"]
+    assert pod["securityContext"]["runAsUser"] == 1000  # of the image
+
+
 def test_nothing_reaches_a_pod_that_no_policy_names():
-    policies = {d["metadata"]["name"]: d["spec"] for d in documents(MANIFESTS / "base") if d["kind"] == "NetworkPolicy"}
+    policies = {name: document["spec"] for name, document in of_kind("NetworkPolicy").items()}
     assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
-    for name in ("serving", "queues"):
-        (rule,) = policies[name]["ingress"]
-        assert all("podSelector" in peer for peer in rule["from"])
+    open_ports = {"serving": {8500, 8501}, "front": {8080}, "queues": {6379}}
+    assert set(policies) == {"nobody", *open_ports}
+    for name, ports in open_ports.items():
+        assert policies[name]["podSelector"] == {"matchLabels": {"app": name}}
+        rules = policies[name]["ingress"]
+        assert all("podSelector" in peer for rule in rules for peer in rule["from"])
+        assert {port["port"] for rule in rules for port in rule["ports"]} == ports
+
+
+def test_the_front_may_ask_the_server_and_the_queues_and_every_service_finds_its_pods():
+    workloads = {**of_kind("Deployment"), **of_kind("StatefulSet")}
+    labels = {name: d["spec"]["template"]["metadata"]["labels"] for name, d in workloads.items()}
+    for name, policy in of_kind("NetworkPolicy").items():
+        if name in ("serving", "queues"):
+            peer = policy["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+            assert peer.items() <= labels["front"].items()
+    for name, service in of_kind("Service").items():
+        assert service["spec"]["selector"].items() <= labels[name].items()
+        ports = {port["name"] for _, c in [container_of(c["name"]) for _, c in containers([workloads[name]])]
+                 for port in c["ports"]}  # fmt: skip
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
