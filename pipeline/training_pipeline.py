@@ -224,6 +224,7 @@ def components(
             world=at.world,
             world_fingerprint=at.fingerprint,
             contract_json=contract.to_json(),
+            queues_json=config.queues.model_dump_json() if config.queues.shared else "{}",
             topics=topics.outputs["topics"],
         )
         nodes.append(counter)

@@ -20,7 +20,8 @@ FORBIDDEN = {
 }
 
 
-MAY_ASK = ("feed_assembler", "serving_check")  # components that ask a model as a client would
+# Components that ask a model as a client would, or fill the queues that clients read.
+MAY_ASK = ("feed_assembler", "serving_check", "topic_queues")
 
 
 def imports(source: Path | ast.AST) -> list[str]:

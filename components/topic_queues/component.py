@@ -18,6 +18,7 @@ class TopicQueuesSpec(ComponentSpec):
         "world": ExecutionParameter(type=str),
         "world_fingerprint": ExecutionParameter(type=str),
         "contract_json": ExecutionParameter(type=str),
+        "queues_json": ExecutionParameter(type=str),
     }
     INPUTS = {"topics": ChannelParameter(type=Topics, optional=True)}
     OUTPUTS = {"snapshot": ChannelParameter(type=QueueSnapshot)}
@@ -33,6 +34,7 @@ class TopicQueues(base_beam_component.BaseBeamComponent):
         world_fingerprint: `components.world.tables.fingerprint(world)`: no other use than that unchanged worlds hit the
             cache, and changed ones do not.
         contract_json: `Contract.to_json()`.
+        queues_json: `QueueSettings` as JSON, with the store that is to start from the snapshot; without one none does.
         topics: Topics of videos (Topics); None: the primary category of a video is its topic.
 
     Outputs: `snapshot` (QueueSnapshot), with the custom properties `videos`, `shown`, `clicked` and `rejected`.
@@ -46,12 +48,14 @@ class TopicQueues(base_beam_component.BaseBeamComponent):
         world: str,
         world_fingerprint: str,
         contract_json: str,
+        queues_json: str = "{}",
         topics: types.BaseChannel | None = None,
     ) -> None:
         spec = TopicQueuesSpec(
             world=world,
             world_fingerprint=world_fingerprint,
             contract_json=contract_json,
+            queues_json=queues_json,
             topics=topics,
             snapshot=types.Channel(type=QueueSnapshot),
         )

@@ -25,6 +25,9 @@ from tfx.types import artifact_utils
 from components.impression_example_gen import impressions, partitions
 from components.impression_example_gen.impressions import OUTCOMES
 from components.world import files, tables
+from serving.topic_queues.queues import open_store
+from serving.topic_queues.settings import QueueSettings
+from serving.topic_queues.store import Snapshot
 from transform.contract import Contract
 
 SNAPSHOT_FILE = "snapshot.json"
@@ -58,7 +61,7 @@ class Job:
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
-    """Writes `videos/` and `snapshot.json`."""
+    """Writes `videos/` and `snapshot.json`, and has the store start from them, if one is given."""
 
     def Do(  # noqa: N802
         self,
@@ -71,10 +74,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         Args:
             input_dict: `topics`, optionally.
             output_dict: `snapshot`.
-            exec_properties: `world` and `contract_json`.
+            exec_properties: `world`, `contract_json` and `queues_json`.
 
         Raises:
-            ContractError: A table or column is missing.
+            ContractError: A table or column is missing, or the store does not answer.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         world, contract_json = exec_properties["world"], exec_properties["contract_json"]
@@ -91,6 +94,18 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         with self._make_beam_pipeline() as pipeline:
             build(pipeline, shards, job)
         _describe(snapshot, read_summary(job.uri), world)
+        settings = QueueSettings.model_validate_json(exec_properties["queues_json"])
+        if settings.store:
+            load(job.uri, settings)
+
+
+def load(uri: str, settings: QueueSettings) -> None:
+    """Has the store of the settings start from a snapshot; what it recorded after the snapshot's instant stays."""
+    store = open_store(str(settings.store), settings)
+    try:
+        store.replace(Snapshot.read(uri))
+    finally:
+        store.close()
 
 
 def read_summary(uri: str) -> dict[str, Any]:

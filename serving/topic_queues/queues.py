@@ -93,6 +93,6 @@ def open_store(address: str, settings: QueueSettings = QueueSettings()) -> Topic
     Raises:
         ContractError: It cannot be opened.
     """
-    if address.startswith(("redis://", "rediss://")):
+    if settings.model_copy(update={"store": address}).shared:
         return RedisStore(address, settings)
     return SqliteStore(address, settings)

@@ -49,6 +49,11 @@ class QueueSettings(BaseModel):
     prior_strength: float = Field(default=20.0, gt=0)
     seed: int = 0
 
+    @property
+    def shared(self) -> bool:
+        """Whether many machines reach the store, so that the step that counts fills it, wherever it runs."""
+        return bool(self.store) and str(self.store).startswith(("redis://", "rediss://"))
+
     @field_validator("store")
     @classmethod
     def _keep_secrets_out(cls, store: str | None) -> str | None:

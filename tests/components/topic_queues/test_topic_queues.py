@@ -14,7 +14,7 @@ from components.topic_queues.artifact import QueueSnapshot
 from components.world import tables
 from serving.topic_queues.queues import open_store
 from serving.topic_queues.settings import QueueSettings
-from serving.topic_queues.store import Snapshot, Video
+from serving.topic_queues.store import Event, Snapshot, Video
 from transform.contract import ContractError, parse
 
 CONTRACT = """
@@ -61,7 +61,7 @@ class Counting:
     def write(self, table: str, data: pa.Table) -> None:
         pq.write_table(data, self.folder / f"{table}.parquet", row_group_size=2)
 
-    def run(self, topics: Topics | None = None) -> QueueSnapshot:
+    def run(self, topics: Topics | None = None, queues: QueueSettings = QueueSettings()) -> QueueSnapshot:  # noqa: B008
         self.runs += 1
         snapshot = QueueSnapshot()
         snapshot.uri = str(self.folder / f"snapshot{self.runs}")
@@ -70,6 +70,7 @@ class Counting:
         )
         inputs = {"topics": [topics]} if topics else {}
         properties = {"world": str(self.folder), "contract_json": parse(CONTRACT).to_json()}
+        properties["queues_json"] = queues.model_dump_json()
         executor.Executor(context).Do(inputs, {"snapshot": [snapshot]}, properties)
         return snapshot
 
@@ -131,6 +132,22 @@ def test_a_snapshot_loads_into_a_store_as_it_was_written(snapshot, tmp_path):
     ]
     assert store.videos(["a"])["a"] == Video("a", ("pets",), 4, 2)
     store.close()
+
+
+def test_a_store_that_is_named_starts_from_the_snapshot_and_keeps_what_came_later(counting, redis_url):
+    settings = QueueSettings(store=redis_url.replace("/0", "/6"), fresh_share=1.0)
+    store = open_store(settings.store, settings)
+    store.record([Event("b", (), 1, 1, at=60)])
+    snapshot = counting.run(queues=settings)
+    expected = {video.video_id: video for video in Snapshot.read(snapshot.uri).videos}
+    expected["b"] = Video("b", ("games",), 2, 1)
+    assert store.videos(list(COUNTED)) == expected
+    store.close()
+
+
+def test_a_store_that_does_not_answer_fails_the_step(counting):
+    with pytest.raises(ContractError, match="expected a Redis server"):
+        counting.run(queues=QueueSettings(store="redis://127.0.0.1:1/0"))
 
 
 def test_a_folder_that_is_no_whole_snapshot_is_one_clear_error(snapshot, tmp_path):
