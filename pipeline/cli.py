@@ -337,6 +337,10 @@ def compile_pipeline(
         job = kubeflow.compile_spec(settings, _world(settings, world), root, models or f"{root}/models", image)
         kubeflow.write_spec(job, out)
         console.print(f"{len(kubeflow.executors(job))} steps written to {out}", highlight=False)
+        if kubeflow.takes_no_root(root):
+            console.print(f"[yellow]Kubeflow Pipelines takes no folder as pipeline root[/], but a bucket: got {root}")
+        if settings.spans:
+            console.print("[yellow]`spans` is left out[/]: a spec learns anew from all that `world` has")
 
 
 @app.command()
@@ -345,6 +349,9 @@ def submit(
     experiment: Annotated[str, typer.Option("--experiment", help="Made if there is none.")] = "shortlist",
     world: World = None,
     models: Annotated[str | None, typer.Option("--models", help="Push destination; default: the spec's.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run-id", help="Cached steps serve runs of one id and world; default: a new id.")
+    ] = None,
     cron: Annotated[
         str | None, typer.Option("--cron", help='Again and again: six fields, as in "0 0 3 * * *" for 3:00.')
     ] = None,
@@ -353,7 +360,8 @@ def submit(
     with _log_to(Path("runs/submit.log")) as console:
         from pipeline import submit as submitting
 
-        given = {name: value for name, value in (("world", world), ("models", models)) if value}
+        run_id = run_id or (None if cron else _timestamp())
+        given = {name: value for name, value in (("world", world), ("models", models), ("run_id", run_id)) if value}
         kind, number = submitting.submit(spec, experiment, given, cron)
         console.print(f"Started {kind} {number} in experiment {experiment}", highlight=False)
 

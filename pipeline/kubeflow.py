@@ -16,14 +16,19 @@ from transform import contract as contracts
 
 COMMAND = ["python", "-m", "pipeline.container"]
 IMAGE = "shortlist"  # stands for the image of the steps in manifests
-WORLD, MODELS = "world", "models"  # the parameters of a spec: where the tables are, and where models are pushed to
+# The parameters of a spec: where the tables are, where models are pushed to, and what tells one state of the tables
+# from another where both are in one place.
+WORLD, MODELS, RUN_ID = "world", "models", "run_id"
+_UNNAMED = "unnamed"
+_BUCKETS = ("gs://", "s3://", "minio://")
 
 
 def compile_spec(config: RunConfig, world: str, root: str, models: str, image: str) -> dict[str, Any]:
     """The PipelineJob of a run as a dictionary.
 
-    It has two parameters, `world` and `models`, so that one spec serves every day's data, and a trial as well as the
-    real thing. What reads the world is never cached: the engine cannot know whether the tables changed.
+    It has the parameters `world`, `models` and `run_id`, so that one spec serves every day's data, and a trial as well
+    as the real thing. The engine cannot know whether tables changed: what reads them and is cached is taken from the
+    cache in runs of the same `world` and `run_id`.
 
     Args:
         config: What to run.
@@ -47,7 +52,15 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
         )
     contract = contracts.load(config.contract)
     jobs = {name: _training_job(path, image) for name, path in config.kubeflow.training_jobs.items()}
-    at = training_pipeline.Locations(world=world, fingerprint="", root=root, models=models, training_jobs=jobs)
+    at = training_pipeline.Locations(
+        world=world,
+        fingerprint=_UNNAMED,
+        clips_fingerprint=_UNNAMED,
+        videos_fingerprint=_UNNAMED,
+        root=root,
+        models=models,
+        training_jobs=jobs,
+    )
     pipeline = training_pipeline.build(config, contract, at, judgements={}, cache=False)
     runner = kubeflow_v2_dag_runner.KubeflowV2DagRunner(
         kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True)
@@ -64,7 +77,7 @@ def _open(job: dict[str, Any], world: str, models: str, root: str) -> None:
     A constant that is the value becomes the parameter. One that has a folder of the models in it gets, as KFP's own
     compiler does it, an input more, and its placeholder in the string.
     """
-    spec, parameters = job["pipelineSpec"], {WORLD: world, MODELS: models}
+    spec, parameters = job["pipelineSpec"], {WORLD: world, MODELS: models, RUN_ID: _UNNAMED}
     declared = {name: {"parameterType": "STRING", "defaultValue": value} for name, value in parameters.items()}
     spec["root"]["inputDefinitions"] = {"parameters": declared}
     job.setdefault("runtimeConfig", {})["parameterValues"] = parameters
@@ -151,6 +164,11 @@ def _refuse_unknown(settings: KubeflowSettings, tasks: Mapping[str, Any]) -> Non
         raise contracts.ContractError(
             f"kubeflow: there is no step {name!r}{hint}: expected one of {', '.join(sorted(known))}"
         )
+
+
+def takes_no_root(root: str) -> bool:
+    """Whether the launcher of Kubeflow Pipelines would refuse a pipeline root: it knows buckets alone."""
+    return not root.startswith(_BUCKETS)
 
 
 def executors(job: dict[str, Any]) -> dict[str, str]:

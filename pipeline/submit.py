@@ -31,7 +31,7 @@ def submit(
     Args:
         spec: What `shortlist compile` wrote.
         experiment: Made if there is none of that name.
-        parameters: Of the spec (`world`, `models`); others keep their defaults.
+        parameters: Of the spec (`world`, `models`, `run_id`); others keep their defaults.
         cron: When, in six fields of which the first are seconds; None: once, now.
 
     Returns:

@@ -111,6 +111,8 @@ def test_another_world_is_a_parameter_of_the_same_spec(engine, world, first, tmp
     spec = only("ImpressionExampleGen", job(world, Path(engine.root).parent, settings()))
     engine.run(spec, "same")
     assert engine.skipped == ["ImpressionExampleGen"]
+    engine.run(spec, "anew", {"run_id": "anew"})  # the tables changed where they are
+    assert engine.started == ["ImpressionExampleGen"]
     done = engine.run(spec, "other", {"world": str(tmp_path)})
     assert engine.started == ["ImpressionExampleGen"]
     events = tables.read_table(str(tmp_path), "interactions", ["at"])

@@ -139,6 +139,17 @@ def test_the_world_is_a_parameter_wherever_it_is_read(job):
     assert json.dumps(root["dag"]).count("s3://bucket/worlds/movielens") == 0
 
 
+def test_what_reads_the_world_is_told_the_id_of_the_run():
+    job = kubeflow.compile_spec(config.load("demo"), "s3://b/w", "s3://b/r", "s3://b/m", "example/shortlist:1")
+    root = job["pipelineSpec"]["root"]
+    assert root["inputDefinitions"]["parameters"]["run_id"]["defaultValue"] == "unnamed"
+    told = {"componentInputParameter": "run_id"}
+    given = {name: task.get("inputs", {}).get("parameters", {}) for name, task in root["dag"]["tasks"].items()}
+    readers = {name for name, parameters in given.items() if "world" in parameters}
+    assert {name for name, parameters in given.items() if parameters.get("world_fingerprint") == told} == readers
+    assert {"ClipExampleGen", "VideoExampleGen", "ImpressionExampleGen", "FeedAssembler"} <= readers
+
+
 def test_where_models_are_pushed_to_is_a_parameter_wherever_it_occurs(job):
     """Whole, or within a longer string, where it is a placeholder that KFP's driver fills."""
     spec = job["pipelineSpec"]

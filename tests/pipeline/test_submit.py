@@ -96,7 +96,11 @@ def test_a_run_has_the_spec_its_root_and_its_parameters(server, spec):
     run = made(server, "runs")
     assert made(server, "experiments")["display_name"] == "feeds"
     assert run["experiment_id"] == made(server, "experiments")["experiment_id"]
-    assert run["runtime_config"]["parameters"] == {"world": "s3://b/today", "models": "s3://b/models"}
+    assert run["runtime_config"]["parameters"] == {
+        "world": "s3://b/today",
+        "models": "s3://b/models",
+        "run_id": "unnamed",
+    }
     assert run["runtime_config"]["pipeline_root"] == "s3://b/runs/artifacts"
     sent, compiled = run["pipeline_spec"], json.loads(spec.read_text())["pipelineSpec"]
     assert ParseDict(sent, PipelineSpec()) == ParseDict(compiled, PipelineSpec())
@@ -112,7 +116,8 @@ def test_a_recurring_run_is_never_two_at_a_time_and_catches_nothing_up(server, s
     assert recurring["runtime_config"]["parameters"] == {
         "world": "s3://b/world",
         "models": "s3://b/models",
-    }  # the default
+        "run_id": "unnamed",
+    }  # the defaults
 
 
 def test_the_token_of_the_environment_is_shown(server, spec, monkeypatch):
@@ -135,7 +140,7 @@ def test_a_server_that_is_not_there_is_no_mistake_of_the_user(spec, monkeypatch)
 
 
 def test_mistakes_are_told_before_anything_is_sent(server, spec, tmp_path, monkeypatch):
-    with pytest.raises(ContractError, match="has no parameter 'wrld': expected one of models, world"):
+    with pytest.raises(ContractError, match="has no parameter 'wrld': expected one of models, run_id, world"):
         submit.submit(spec, "feeds", {"wrld": "x"})
     with pytest.raises(ContractError, match=r"no spec .*none.json: `shortlist compile --out"):
         submit.submit(tmp_path / "none.json", "feeds")
