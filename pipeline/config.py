@@ -110,9 +110,12 @@ class KubeflowSettings(_Strict):
         retries: How often a step that failed is tried again.
         resources: What containers ask for; `default` is for steps that are not named.
         cached: Components whose outputs may be an earlier run's, where all inputs are the same. What reads the world
-            cannot know whether it changed: leave those out.
+            cannot know whether it changed: of runs with one `run_id`, recurring ones among them, it is told that it
+            did not.
         beam_args: Of single components, instead of the run's.
         training_jobs: By model, the file of a TFJob that trains it on several workers.
+        secrets: By the name of a Secret in the steps' namespace, the environment variable that each key becomes.
+        volumes: By the name of a PersistentVolumeClaim in the steps' namespace, the folder it is mounted at.
     """
 
     retries: int = Field(default=0, ge=0)
@@ -120,6 +123,8 @@ class KubeflowSettings(_Strict):
     cached: tuple[str, ...] = ()
     beam_args: dict[str, tuple[str, ...]] = {}
     training_jobs: dict[str, str] = {}
+    secrets: dict[str, dict[str, str]] = {}
+    volumes: dict[str, Annotated[str, Field(pattern="^/")]] = {}
 
 
 class SpanSettings(_Strict):

@@ -68,6 +68,9 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
     job: dict[str, Any] = runner.run(pipeline, write_out=False)
     _open(job, world, models, root)
     _settle(job["pipelineSpec"], config)
+    if mounted := _mounted(config.kubeflow):
+        steps = dict.fromkeys((label for label, kind in executors(job).items() if kind == "container"), mounted)
+        job["platformSpec"] = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": steps}}}}
     return job
 
 
@@ -136,6 +139,16 @@ def _settle(spec: dict[str, Any], config: RunConfig) -> None:
         if own is not None:
             kept = container["args"][: len(container["args"]) - len(config.beam_args)]
             container["args"] = [*kept, *own]
+
+
+def _mounted(settings: KubeflowSettings) -> dict[str, Any]:
+    """What every step finds in its pod, as `kubernetes_executor_config.proto` of Kubeflow Pipelines has it."""
+    secrets = [
+        {"secretName": name, "keyToEnv": [{"secretKey": key, "envVar": variable} for key, variable in keys.items()]}
+        for name, keys in settings.secrets.items()
+    ]
+    volumes = [{"constant": claim, "mountPath": folder} for claim, folder in settings.volumes.items()]
+    return {name: entries for name, entries in (("secretAsEnv", secrets), ("pvcMount", volumes)) if entries}
 
 
 def _called(name: str) -> tuple[str, str]:

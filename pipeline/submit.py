@@ -49,7 +49,7 @@ def submit(
     given = _checked(job, parameters or {}, spec)
     root = job["runtimeConfig"]["gcsOutputDirectory"]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as package:
-        yaml.safe_dump(job["pipelineSpec"], package)
+        yaml.safe_dump_all([job[part] for part in ("pipelineSpec", "platformSpec") if part in job], package)
         package.flush()
         try:
             client = kfp.Client(host=host, existing_token=os.environ.get(TOKEN))

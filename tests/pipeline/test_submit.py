@@ -106,6 +106,24 @@ def test_a_run_has_the_spec_its_root_and_its_parameters(server, spec):
     assert ParseDict(sent, PipelineSpec()) == ParseDict(compiled, PipelineSpec())
 
 
+def test_secrets_and_volumes_of_the_steps_are_sent_too(server, tmp_path):
+    settings = config.load("movielens").model_dump(mode="json")
+    settings["kubeflow"] = {"secrets": {"bucket": {"id": "AWS_ACCESS_KEY_ID"}}, "volumes": {"models": "/models"}}
+    job = kubeflow.compile_spec(
+        config.RunConfig.model_validate(settings), "s3://b/w", "s3://b/r", "/models", "i@sha256:0"
+    )
+    kubeflow.write_spec(job, tmp_path / "spec.json")
+    submit.submit(tmp_path / "spec.json", "feeds")
+    sent = made(server, "runs")["pipeline_spec"]
+    told = sent["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    keys = [{"secretKey": "id", "envVar": "AWS_ACCESS_KEY_ID"}]
+    assert told["Trainer_executor"] == {
+        "secretAsEnv": [{"secretName": "bucket", "keyToEnv": keys}],
+        "pvcMount": [{"constant": "models", "mountPath": "/models"}],
+    }
+    assert set(told) == set(kubeflow.executors({"pipelineSpec": sent["pipeline_spec"]}))  # all are containers
+
+
 def test_a_recurring_run_is_never_two_at_a_time_and_catches_nothing_up(server, spec):
     kind, number = submit.submit(spec, "feeds", cron="0 0 3 * * *")
     recurring = made(server, "recurringruns")
