@@ -59,7 +59,7 @@ L2 = (0.2, 0.02, 0.002)
 # An epoch of MovieLens has four times the steps of one of TikTok.
 TRAINING: dict[str, dict[str, int]] = {
     "demo": {"epochs": 60, "batch_size": 256, "patience": 5},
-    "tiktok": {"epochs": 60, "batch_size": 1024, "patience": 5},
+    "tiktok": {"epochs": 100, "batch_size": 1024, "patience": 15},
     "movielens": {"epochs": 15, "batch_size": 1024, "patience": 5},
 }
 CHOSEN_ON = {"demo": (), "tiktok": ("tiktok",), "movielens": ("tiktok", "movielens")}
@@ -215,7 +215,8 @@ def _asked(data: Data, seed: int) -> Iterator[tuple[int, int, np.ndarray, list[n
 def _ranks(scores: np.ndarray, video: int, others: np.ndarray, drawn: list[np.ndarray]) -> dict[str, np.ndarray]:
     """How many are above the opened video; equal ones count half."""
     beats = 1 - (scores < scores[video]) - 0.5 * (scores == scores[video])
-    return {"above": np.array([beats[others].sum()]), "above_sampled": np.array([beats[d].sum() for d in drawn])}
+    above = {"above": np.array([beats[others].sum()]), "above_sampled": np.array([beats[d].sum() for d in drawn])}
+    return {**above, "opened": np.array([False])}  # no set has a pair twice
 
 
 def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed: int) -> dict[str, float]:

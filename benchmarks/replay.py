@@ -2,10 +2,11 @@
 
     python benchmarks/replay.py [--data DATA] [--moments 500] [--seeds 1 2 3] [--work runs/replay] [--trained]
 
-`shortlist run` trains everything that the demo has but clips: topics from posters, titles and genres, retrieval, JIFR
-on the posters, the ranker, the feed. Its time split ends training at 80 % of the impressions, and choices at 90 %. What
-comes after is replayed: users who have rated before go on, and before every 20 films that one of them rates, a feed of
-20 is asked for, at that moment and with all the user has done until then; of videos it knows what was known at 90 %.
+`shortlist run --config movielens_posters` trains everything that the demo has but clips: topics from posters, titles
+and genres, retrieval, JIFR on the posters, the ranker, the feed. Its time split ends training at 80 % of the
+impressions, and choices at 90 %. What comes after is replayed: users who have rated before go on, and before every 20
+films that one of them rates, a feed of 20 is asked for, at that moment and with all the user has done until then; of
+videos it knows what was known at 90 %.
 Sought are those of the next 20 that the user rates above 3, and beside it all that the user will; among all that the
 user has not rated. The same for all:
 
@@ -45,47 +46,19 @@ from components.importers.movielens import import_movielens
 from components.impression_example_gen import asking
 from components.impression_example_gen.impressions import IMPRESSION, Splits, prepare
 from components.world import tables
+from pipeline.config import BUILT_IN
 from pipeline.models import EXPORTERS, FEED
 from pipeline.runs import learned_of_videos, load_run
 from serving.requests import to_example, to_feed_example
 from trainer.jifr_export import asked_features
 from trainer.retrieval_export import query_features
-from trainer.topic_retrieval import Config
-from transform.contract import Contract, load
+from transform.contract import Contract
 from transform.feed import FeedSettings
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SHORTLIST_DATA", ROOT.parent / "shared" / "data"))
 RESULTS = ROOT / "benchmarks" / "results"
 SHOWN, VALID_ENDS = 20, 0.9
-LEARNED = [
-    {
-        "name": "topics",
-        "kind": "ids",
-        "role": "video",
-        "vocabulary": "topic",
-        "max_length": 8,
-        "source": "content.topics",
-    },
-    {"name": "look", "kind": "vector", "role": "video", "dimension": 88, "source": "content.look_vector"},
-]
-MODELS: dict[str, Any] = {
-    "topic_representation": {
-        "model": {"cover_filters": [16, 32, 64], "title_width": 64, "title_layers": 1, "experts": 4},
-        "training": {"epochs": 15, "batch_size": 64, "patience": 3},
-    },
-    "topic_retrieval": {
-        "model": {"index": {"answers": 600}},
-        "training": {"epochs": 15, "batch_size": 1024, "patience": 2},
-    },
-    # As benchmarks/jifr.py chooses on validation rows.
-    "jifr": {"model": {"l2": 0.02, "projection_l2": 0.02}, "training": {"epochs": 20, "batch_size": 1024}},
-    "ranker": {
-        "model": {"architecture": "mhsa_crossing", "embedding_l2": 1.0e-4, "id_dropout": 0.1},
-        "training": {"epochs": 8, "batch_size": 1024},
-    },
-}
-GATES = {"topic_representation": "primary_hits", "topic_retrieval": "recall_at_100", "jifr": "hits", "ranker": "auc"}
 PACKAGES = ("tensorflow", "tfx", "numpy")
 Ranking = Callable[[asking.UserContext], Sequence[str]]
 MEASURES = {
@@ -131,23 +104,11 @@ def main() -> None:
 
 
 def trained(work: Path, world: str, seed: int) -> dict[str, Any]:
-    """The record of a run with everything but clips; what is there already comes from the cache."""
-    contract = json.loads(load("movielens").to_json())
-    contract["vocabularies"]["topic"] = {}
-    contract["features"] += LEARNED
-    (work / "posters.yaml").write_text(json.dumps(contract))
-    models = {
-        name: {
-            **settings,
-            "training": {**settings["training"], "seed": seed},
-            "gates": [{"metric": GATES[name], "at_least": 0.0}],
-        }
-        for name, settings in MODELS.items()
-    }
-    config = {"name": f"replay-{seed}", "contract": str(work / "posters.yaml"), "frames": {"encoder": "colours"}}
-    config |= {"topics": {"topics": 128, "cover_size": 64}, "models": models}
-    retrieval = Config.of(MODELS["topic_retrieval"]["model"], "topic_retrieval")
-    config["feed"] = {"length": SHOWN, "retrieval_weight": round(1 / retrieval.temperature, 1)}
+    """The record of a run of `movielens_posters` with a seed; what is there already comes from the cache."""
+    config = yaml.safe_load((BUILT_IN / "movielens_posters.yaml").read_text())
+    config["name"] = f"replay-{seed}"
+    for model in config["models"].values():
+        model["training"]["seed"] = seed
     path = work / f"replay-{seed}.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "pipeline.cli", "run", "--config", str(path), "--world", world]
