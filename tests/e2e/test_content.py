@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from rich.console import Console
+from tensorflow_serving.apis import prediction_log_pb2
 
 from components.content_embedder.executor import read_summary
 from components.feed_assembler.executor import assemble, served_stages
@@ -256,6 +257,14 @@ def test_the_feed_that_was_pushed_holds_the_queues_for_clients_without_a_store(p
     assert {video.decode() for video in queued} <= {video for queue in queues.values() for video in queue}
 
 
+def test_a_server_warms_every_signature_of_the_feed_up(pushed):
+    folder = Path(pushed.models) / "feed" / pushed.served_version["feed"]
+    records = tf.data.TFRecordDataset(str(folder / "assets.extra" / "tf_serving_warmup_requests"))
+    asked = [prediction_log_pb2.PredictionLog.FromString(r).predict_log.request for r in records.as_numpy_iterator()]
+    assert {request.model_spec.signature_name for request in asked} == {"serving_default", "recommend", "rank", "cover"}
+    assert len(asked) == 4
+
+
 def test_the_feed_is_tried_on_a_server_before_it_is_pushed(pushed):
     names = [step.name for step in pushed.steps]
     assert names[-3:] == ["FeedAssembler", "ServingCheck", "Pusher.feed"]
@@ -282,7 +291,7 @@ def test_every_video_with_media_is_shown_by_one_of_its_frames(pushed, feed):
     assert {entry.video_id for entry in feed.entries if entry.cover} == {e.video_id for e in feed.entries} & with_media
     for cover in (entry.cover for entry in feed.entries if entry.cover):
         assert (Path(pushed.world) / cover.path).name.endswith(f"-{cover.frame:02d}.jpg")
-        assert cover.at_seconds == pytest.approx((cover.frame + 0.5) / 8, abs=0.1)  # eight parts of a second
+        assert cover.at_seconds == pytest.approx((cover.frame + 0.5) / 8, abs=1 / 16)  # within its eighth of a second
 
 
 def test_no_model_learns_from_a_liked_frame(pushed):

@@ -15,7 +15,7 @@ from components.feed_assembler.executor import assemble
 from components.impression_example_gen import asking
 from components.world import tables
 from serving.requests import to_examples, to_feed_example
-from trainer.feed_export import Feed, Stages
+from trainer.feed_export import Feed, Stages, _in_turn
 from trainer.layers.topic_index import Catalogue, IndexSettings, TopicIndex
 from transform.contract import ContractError
 from transform.feed import FeedSettings
@@ -231,6 +231,12 @@ def test_a_world_without_categories_is_ranked_as_training_saw_it(small, users, v
     expected = to_examples(asking.serving_rows(world, contract, users[0], videos, small.now, small.learned), contract)
     stage = tf.saved_model.load(small.stages["ranker"]).signatures["serving_default"]
     np.testing.assert_allclose(answer["scores"][0], stage(examples=tf.constant(expected))["score"], atol=1e-5)
+
+
+def test_popular_videos_of_all_topics_come_in_turn():
+    """Topics 0, 1 and 2; the first round is the best of each, most popular first: 4 of 0, 2 of 1, 0 of 2."""
+    topic, positives = np.array([2, 0, 0, 1, 0, 1]), np.array([3, 9, 8, 5, 10, 1])
+    assert _in_turn(topic, positives).tolist() == [4, 3, 0, 1, 5, 2]
 
 
 def test_somebody_new_gets_what_is_popular_and_a_share_by_lot(small, tmp_path):

@@ -116,6 +116,22 @@ def test_liked_frames_are_lit_and_look_as_their_user_likes_it():
     assert videos.media[video].all()
 
 
+def test_taste_for_looks_tells_nothing_of_taste_for_topics():
+    """Neither whose topics are alike, nor whose looks are: correlations over pairs of users, and of videos."""
+    random = np.random.default_rng(0)
+    videos = demo._draw_videos(random, 400)
+    users = demo._draw_users(random, 400, videos)
+    apart = np.triu_indices(400, 1)
+    topics = np.corrcoef(users.affinity)[apart]
+    for angle in (users.hue, users.lines, users.moving / 2):
+        taste = np.cos(2 * np.pi * (angle[:, None] - angle))
+        assert abs(np.corrcoef(topics, taste[apart])[0, 1]) < 0.02
+    same = (videos.subtopic[:, None] == videos.subtopic)[apart]
+    for looks in (np.exp(2j * np.pi * videos.hue).mean(axis=1), np.exp(2j * np.pi * videos.lines).mean(axis=1)):
+        alike = (looks[:, None] * looks.conj()).real[apart]
+        assert abs(np.corrcoef(same, alike)[0, 1]) < 0.02
+
+
 def test_a_quarter_of_the_uploaders_say_nothing_about_their_videos(world):
     rows = read_table(world, "videos").to_pylist()
     silent = [row for row in rows if row["primary_category"] is None]
