@@ -101,7 +101,9 @@ def test_two_workers_reach_what_one_reaches(world, tmp_path, name):
     assert not list((tmp_path / "2").rglob("not_chief"))
 
 
-def test_workers_that_were_killed_go_on_where_they_stopped(world, tmp_path):
+@pytest.mark.parametrize("killed", [0, 1], ids=["chief", "worker"])
+def test_workers_of_which_one_was_killed_go_on_where_they_stopped(world, tmp_path, killed):
+    """The other one notices and leaves with an error, so that whoever started it may start both again."""
     run_fn, model, _ = MODELS["ranker"]
     whole = finished(
         start(run_fn, arguments(world, tmp_path / "whole", model, "multi_worker", 6), 2, tmp_path / "whole"),
@@ -113,9 +115,11 @@ def test_workers_that_were_killed_go_on_where_they_stopped(world, tmp_path):
     deadline = time.monotonic() + 300
     while not (folder / "run" / "history.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
-    for process in processes:  # the second dies; the engine ends the first, which waits for it
-        process.kill()
-        process.wait()
+    processes[killed].kill()
+    try:
+        assert processes[1 - killed].wait(timeout=300) != 0
+    finally:
+        processes[1 - killed].kill()
     before = json.loads((folder / "run" / "history.json").read_text())
     assert 1 <= len(before) < 6
     after = finished(start(run_fn, given, 2, folder), folder)
