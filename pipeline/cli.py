@@ -339,6 +339,8 @@ def compile_pipeline(
         console.print(f"{len(kubeflow.executors(job))} steps written to {out}", highlight=False)
         if kubeflow.takes_no_root(root):
             console.print(f"[yellow]Kubeflow Pipelines takes no folder as pipeline root[/], but a bucket: got {root}")
+        if kubeflow.takes_no_image(image):
+            console.print(f"[yellow]{image} names no digest[/]: steps of one run may come from two images")
         if settings.spans:
             console.print("[yellow]`spans` is left out[/]: a spec learns anew from all that `world` has")
 

@@ -184,6 +184,11 @@ def takes_no_root(root: str) -> bool:
     return not root.startswith(_BUCKETS)
 
 
+def takes_no_image(image: str) -> bool:
+    """Whether an image is named by a tag, behind which another may come to stand."""
+    return "@sha256:" not in image
+
+
 def executors(job: dict[str, Any]) -> dict[str, str]:
     """The kind of every executor in a spec, by its label: `container`, `importer`, or whatever else occurs."""
     specs = job["pipelineSpec"]["deploymentSpec"]["executors"]
