@@ -35,7 +35,6 @@ from protocols.opened import CONTRACT, Data
 
 from components.importers.demo_media import SCENES
 from pipeline.cover_metrics import Sums, places
-from trainer.data import Split
 from trainer.jifr import Config, Jifr, build_model, objective, opened_in, shape_of
 from trainer.jifr_export import Standard
 from trainer.keras_version import keras
@@ -56,7 +55,7 @@ MODELS: dict[str, dict[str, Any]] = {
     **{name: {"architecture": name, "l2": 0.02} for name in ("bpr", "vbpr", "acf", "cdl", "vpoi")},
 }
 REAL = [name for name in MODELS if name not in ("jifr_content", "jifr_rating")]  # one frame a video: nothing to attend
-L2 = (0.2, 0.05, 0.02, 0.01, 0.005, 0.002)
+L2 = (0.2, 0.02, 0.002)
 # An epoch of MovieLens has four times the steps of one of TikTok.
 TRAINING: dict[str, dict[str, int]] = {
     "demo": {"epochs": 60, "batch_size": 256, "patience": 5},
@@ -112,7 +111,7 @@ def main() -> None:
 
 
 class Trained(NamedTuple):
-    """A model of ours, what it was made for, and how often it puts an opened video above one drawn."""
+    """A model of ours, and what it was made for."""
 
     settings: dict[str, Any]
     valid_auc: float
@@ -146,10 +145,9 @@ def _trained(settings: dict[str, Any], data: Data, training: TrainingConfig) -> 
             lambda: build_model(config, CONTRACT, shape, clicked),
             train, valid, objective(), training, tf.distribute.get_strategy(), f"{folder}/checkpoint", f"{folder}/run",
         )  # fmt: skip
-    scorer = model.get_layer("triples").scorer
-    videos = _described(scorer, data, shape, standard)
-    scores = np.concatenate([each for _, each in _scores(scorer, videos, data.split(*data.cut), shape)])
-    return Trained(settings, _valid_auc(scores, np.arange(len(scores)), data), scorer, shape, standard)
+        history = json.loads(Path(f"{folder}/run/history.json").read_text())
+    valid_auc = max(entry["val_auc"] for entry in history)
+    return Trained(settings, valid_auc, model.get_layer("triples").scorer, shape, standard)
 
 
 def _peer(python: Path, name: str, data: Data, seed: int, before: dict[str, Any] | None) -> dict[str, Any]:
@@ -157,8 +155,7 @@ def _peer(python: Path, name: str, data: Data, seed: int, before: dict[str, Any]
     found = []
     for settings in [before] if before else PEERS[name]:
         scores, versions = _scored(python, name, {**settings, "seed": seed}, data)
-        valid_auc = _valid_auc(scores[:, 1:], data.user[slice(*data.cut)], data)
-        found.append({**_peer_judged(scores, data, seed), "valid_auc": valid_auc, "settings": settings})
+        found.append({**_peer_judged(scores, data, seed), "valid_auc": _valid_auc(scores, data), "settings": settings})
         found[-1]["versions"] = versions
     return max(found, key=lambda row: row["valid_auc"])
 
@@ -181,33 +178,12 @@ def _scored(python: Path, name: str, settings: dict[str, Any], data: Data) -> tu
     return scores, json.loads(told)
 
 
-def _valid_auc(scores: np.ndarray, asks: np.ndarray, data: Data) -> float:
-    """How often an opened video of the validation rows is above one of 100 drawn from all, the same for every model.
-
-    `scores` are of all videos, and `asks` the rows of them by the rows of the validation split.
-    """
-    opened_rows = np.flatnonzero(data.label[slice(*data.cut)] > 0)
-    asks, own = asks[opened_rows, None], data.video[slice(*data.cut)][opened_rows, None] - 1
-    drawn = np.random.default_rng(0).integers(0, scores.shape[1], (len(opened_rows), 100))
-    return float(np.mean((scores[asks, drawn] < scores[asks, own]) + 0.5 * (scores[asks, drawn] == scores[asks, own])))
-
-
-def _described(scorer: PairScorer, data: Data, shape: Shape, standard: Standard) -> dict[str, tf.Tensor]:
-    """What the scorer says of all videos."""
-    rows = np.arange(1, len(data.frames.ids) + 1)
-    trained, mask = shape.met_videos[rows].astype(np.float32), data.frames.mask
-    vectors = standardised(data.frames.vectors, mask, *standard)
-    return scorer.videos(Shown(tf.constant(rows), tf.constant(trained), vectors, tf.constant(mask)))
-
-
-def _scores(
-    scorer: PairScorer, videos: dict[str, tf.Tensor], split: Split, shape: Shape
-) -> Iterator[tuple[dict[str, tf.Tensor], np.ndarray]]:
-    """The people of a split's rows, batch by batch, and what they think of all videos."""
-    pairs = {name: value[tf.newaxis] for name, value in videos.items() if name not in ("looks", "alpha")}
-    for inputs, _, _ in split.in_order(512):
-        people = scorer.people({**inputs, "user": shape.met(inputs["user"])})
-        yield people, scorer.score(people, pairs).numpy()
+def _valid_auc(scores: np.ndarray, data: Data) -> float:
+    """How often an opened video of the validation rows is above one drawn from all."""
+    rows = np.arange(*data.cut)[data.label[slice(*data.cut)] > 0]
+    drawn = np.random.default_rng(0).integers(1, scores.shape[1], (len(rows), 100))
+    own, others = scores[data.user[rows], data.video[rows]][:, None], scores[data.user[rows][:, None], drawn]
+    return float(np.mean((others < own) + 0.5 * (others == own)))
 
 
 def _peer_judged(scores: np.ndarray, data: Data, seed: int) -> dict[str, float]:
@@ -248,7 +224,13 @@ def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed
 
     `popular_` is by the average user, and `printed_` by eq. 4 as printed.
     """
-    mask, videos = data.frames.mask, _described(scorer, data, shape, standard)
+    rows = np.arange(1, len(data.frames.ids) + 1)
+    trained = shape.met_videos[rows].astype(np.float32)
+    mask = data.frames.mask
+    vectors = standardised(data.frames.vectors, mask, *standard)
+    videos = scorer.videos(Shown(tf.constant(rows), tf.constant(trained), vectors, tf.constant(mask)))
+    looks = videos.pop("looks", None)
+    videos.pop("alpha", None)
     users = tf.range(1, data.sizes["user"] - 1)
     everyone = scorer.people({"user": users, "history": tf.zeros([len(users), 1], tf.int64)})
     average = {name: tf.reduce_mean(value, axis=0, keepdims=True) for name, value in everyone.items()}
@@ -257,12 +239,14 @@ def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed
     def liking(who: dict[str, tf.Tensor], video: int, telling: bool = True) -> np.ndarray:
         if not scorer.looks:
             return np.where(mask[video] > 0, 0.0, np.nan)
-        own = videos["looks"][video : video + 1]
+        own = looks[video : video + 1]
         if not telling:
             own = tf.concat([own[:, :, :-1], tf.zeros_like(own[:, :, -1:])], axis=2)
         return np.where(mask[video] > 0, scorer.look(who, own)[0], np.nan)
 
-    for people, scores in _scores(scorer, videos, data.test(), shape):
+    for inputs, _, _ in data.test().in_order(512):
+        people = scorer.people({**inputs, "user": shape.met(inputs["user"])})
+        scores = scorer.score(people, {name: value[tf.newaxis] for name, value in videos.items()}).numpy()
         for row in range(len(scores)):
             user, video, others, drawn = next(asked)
             ranks = _ranks(scores[row], video, others, drawn)
@@ -290,6 +274,12 @@ OF_VIDEOS = ("HR@15 of 1,000", "NDCG@15 of 1,000", "HR@15 of all", "NDCG@15 of a
 WITHOUT_LOOKS = ("bpr", "acf")
 WITH_ATTENTION = ("jifr", "jifr_content", "jifr_rating")  # their differences are in Table 2
 CHANCE = (places(0, SCENES, 1)[0], places(0, SCENES, 3)[1])
+ACCOUNTS = {
+    "tiktok": """\
+Our BPR is above cornac's among all videos, and below it in hits of 1,000. Settings and epochs are chosen by validation
+AUC, which is not what is measured here, and noisy: an l2 of .05, whose AUC is .004 lower on the first seed, has HR@15
+of .206, .205 and .108 on the three, the last because its AUC falls before it rises and the training ends early."""
+}
 INTRODUCTION = """\
 # Videos and their frames: JIFR and its baselines
 
@@ -365,7 +355,8 @@ def _real(results: table.Results, part: str) -> list[str]:
         cells = [_spread([row[column] for row in rows]) for column in COLUMNS[:4]]
         title = name if side == "ours" else f"cornac's {name.upper()}"
         lines.append(f"| {title} | {' | '.join(cells)} | {len(rows)} |")
-    return [*lines, "", *_bars(results, part)]
+    account = ["", ACCOUNTS[part]] if part in ACCOUNTS else []
+    return [*lines, "", *_bars(results, part), *account]
 
 
 def _bars(results: table.Results, part: str) -> list[str]:
