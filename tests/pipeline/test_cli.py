@@ -141,7 +141,8 @@ def test_check_names_what_is_missing(refused, world):
 def test_an_unknown_configuration_is_told_the_known_ones(refused, command):
     error = refused(*command, "--config", "demoo", "--world", "world")
     assert error.startswith(
-        "no configuration 'demoo': expected one of clips, demo, movielens, or the path of a .yaml file"
+        "no configuration 'demoo': expected one of clips, demo, movielens, movielens_posters, or the path of a .yaml "
+        "file"
     )
 
 

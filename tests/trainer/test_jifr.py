@@ -309,21 +309,26 @@ def exported(world: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     return export(world, tmp_path_factory.mktemp("jifr"), "jifr")
 
 
-def export(world: Any, folder: Path, architecture: str) -> str:
-    """What `run_fn` leaves of two epochs."""
-    with tf.io.TFRecordWriter(str(folder / "frames.gz"), "GZIP") as writer:
-        for record in frame_records():
-            writer.write(record)
-    fn_args = world.fn_args
-    fn_args.frames_files = [str(folder / "frames*")]
-    fn_args.custom_config = {
+def arguments(world: Any, folder: Path, architecture: str) -> SimpleNamespace:
+    """What TFX gives `run_fn`, for two epochs; `frames.gz` is in the folder."""
+    given = SimpleNamespace(**vars(world.fn_args))
+    given.frames_files = [str(folder / "frames*")]
+    given.custom_config = {
         "contract": world.contract.to_json(),
         "model": {**SMALL, "architecture": architecture},
         "training": {"epochs": 2, "batch_size": 16},
         "checkpoint_dir": str(folder / "checkpoint"),
     }
-    fn_args.model_run_dir, fn_args.serving_model_dir = str(folder / "run"), str(folder / "1")
-    jifr.run_fn(fn_args)
+    given.model_run_dir, given.serving_model_dir = str(folder / "run"), str(folder / "1")
+    return given
+
+
+def export(world: Any, folder: Path, architecture: str) -> str:
+    """What `run_fn` leaves of two epochs."""
+    with tf.io.TFRecordWriter(str(folder / "frames.gz"), "GZIP") as writer:
+        for record in frame_records():
+            writer.write(record)
+    jifr.run_fn(arguments(world, folder, architecture))
     return str(folder / "1")
 
 
@@ -397,7 +402,7 @@ def test_a_training_goes_on_from_the_served_one_and_still_knows_whom_that_had_me
     world: Any, exported: str, tmp_path: Path
 ):
     """Nearly nothing is learned, of a day on which only u0 and u1 opened anything."""
-    args = SimpleNamespace(**vars(world.fn_args))
+    args = arguments(world, Path(exported).parent, "jifr")
     world.write_transformed(world.transformed["user_id"] <= 2, tmp_path / "few" / "train.gz")
     args.train_files = [str(tmp_path / "few" / "*")]
     args.custom_config = {**args.custom_config, "warm_start": exported}
