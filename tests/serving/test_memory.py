@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from serving.model_server import memory
+
 PROGRAM = """
 import json, psutil
 from serving.model_server import memory
@@ -26,3 +30,16 @@ def test_give_back_returns_what_malloc_keeps():
     full, freed, given_back = json.loads(run.stdout)
     assert full - freed < 10
     assert full - given_back > 90
+
+
+def _no_library(name: str) -> object:
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+@pytest.mark.parametrize("load", [_no_library, lambda name: object()], ids=["not there", "without such functions"])
+def test_another_c_library_is_left_alone(monkeypatch, load):
+    asked = []
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: asked.append(name) or load(name))
+    memory.keep_little()
+    memory.give_back()
+    assert asked == ["libc.so.6"] * 2
