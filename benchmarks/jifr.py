@@ -215,8 +215,11 @@ def _asked(data: Data, seed: int) -> Iterator[tuple[int, int, np.ndarray, list[n
 def _ranks(scores: np.ndarray, video: int, others: np.ndarray, drawn: list[np.ndarray]) -> dict[str, np.ndarray]:
     """How many are above the opened video; equal ones count half."""
     beats = 1 - (scores < scores[video]) - 0.5 * (scores == scores[video])
-    above = {"above": np.array([beats[others].sum()]), "above_sampled": np.array([beats[d].sum() for d in drawn])}
-    return {**above, "opened": np.array([False])}  # no set has a pair twice
+    return {
+        "above": np.array([beats[others].sum()]),
+        "above_sampled": np.array([beats[d].sum() for d in drawn]),
+        "opened": np.array([False]),  # no set has a pair twice
+    }
 
 
 def judge(scorer: PairScorer, data: Data, shape: Shape, standard: Standard, seed: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -37,6 +37,7 @@ from transform.contract import Contract, ContractError, Kind
 MODEL, SIGNATURE = "feed", "recommend"
 _PREFIX = "shortlist_front_"
 _MAX_BODY_BYTES = 1024 * 1024
+_TOO_LARGE = f"the body may have at most {_MAX_BODY_BYTES} bytes"
 _DRAIN_SECONDS = 20.0
 _STATUS: dict[type[clients.ServingError], HTTPStatus] = {
     clients.InvalidRequest: HTTPStatus.BAD_REQUEST,
@@ -147,7 +148,9 @@ def application(front: Front) -> Starlette:
 
 async def _answer(front: Front, request: Request) -> tuple[HTTPStatus, dict[str, Any]]:
     try:
-        body = await asyncio.wait_for(_body(request), http_server.SLOWEST_SECONDS)
+        body = bytearray()
+        received = http_server.receive(request, body, _MAX_BODY_BYTES, _TOO_LARGE)
+        await asyncio.wait_for(received, http_server.SLOWEST_SECONDS)
         videos, candidates = await run_in_threadpool(front.feed, Asked.model_validate_json(body))
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -162,20 +165,6 @@ async def _answer(front: Front, request: Request) -> tuple[HTTPStatus, dict[str,
     except asyncio.TimeoutError:
         return HTTPStatus.REQUEST_TIMEOUT, {"error": f"the body took longer than {http_server.SLOWEST_SECONDS:g} s"}
     return HTTPStatus.OK, {"videos": [dataclasses.asdict(video) for video in videos], "candidates": candidates}
-
-
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _MAX_BODY_BYTES:
-                raise HTTPException(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have at most {_MAX_BODY_BYTES} bytes"
-                )
-    except ClientDisconnect as error:
-        raise HTTPException(HTTPStatus.BAD_REQUEST, "the client left") from error
-    return bytes(body)
 
 
 def start(front: Front, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> http_server.HttpServer:

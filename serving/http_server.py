@@ -7,13 +7,45 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
+from http import HTTPStatus
 
 import uvicorn
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 SLOWEST_SECONDS = 60.0  # a client that has not sent its request in so long is let go
 _MOST_CONNECTIONS = 512
+
+
+async def receive(
+    request: Request, body: bytearray, most: int, refusal: str, hold: Callable[[int], None] = lambda size: None
+) -> None:
+    """Adds a request's body to `body`, as it comes.
+
+    Args:
+        request: Whose.
+        body: What has come so far stays in it when this raises.
+        most: Bytes that it may have.
+        refusal: What is said of one that has more.
+        hold: Is told of every part's bytes once they are in `body`; may raise.
+
+    Raises:
+        HTTPException: The body is too large, or the client left.
+    """
+    too_large = HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, refusal)
+    if int(request.headers.get("content-length", 0)) > most:  # that it is a number, h11 has seen to
+        raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            hold(len(chunk))
+            if len(body) > most:
+                raise too_large
+    except ClientDisconnect as error:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "the client left") from error
 
 
 class _Protocol(H11Protocol):

@@ -173,8 +173,7 @@ def test_the_front_may_ask_the_server_and_the_queues_and_every_service_finds_its
             assert peer.items() <= labels["front"].items()
     for name, service in of_kind("Service").items():
         assert service["spec"]["selector"].items() <= labels[name].items()
-        ports = {port["name"] for _, c in [container_of(c["name"]) for _, c in containers([workloads[name]])]
-                 for port in c["ports"]}  # fmt: skip
+        ports = {port["name"] for _, container in containers([workloads[name]]) for port in container["ports"]}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
 
 

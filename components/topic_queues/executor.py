@@ -10,6 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -96,16 +97,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         _describe(snapshot, read_summary(job.uri), world)
         settings = QueueSettings.model_validate_json(exec_properties["queues_json"])
         if settings.store:
-            load(job.uri, settings)
-
-
-def load(uri: str, settings: QueueSettings) -> None:
-    """Has the store of the settings start from a snapshot; what it recorded after the snapshot's instant stays."""
-    store = open_store(str(settings.store), settings)
-    try:
-        store.replace(Snapshot.read(uri))
-    finally:
-        store.close()
+            with closing(open_store(settings.store, settings)) as store:
+                store.replace(Snapshot.read(job.uri))  # what was recorded after its instant stays
 
 
 def read_summary(uri: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import grpc
 from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from tensorflow_serving.apis import (
@@ -200,21 +200,12 @@ class _Answering:
         return Response(content, status, media_type="application/json")
 
     async def _receive(self, request: Request, body: bytearray) -> None:
-        too_large = HTTPException(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"the body may have at most {MAX_REQUEST_BYTES} bytes: send smaller batches",
-        )
-        if int(request.headers.get("content-length", 0)) > MAX_REQUEST_BYTES:  # that it is a number, h11 has seen to
-            raise too_large
-        try:
-            async for chunk in request.stream():
-                body += chunk
-                if not self._backend.hold(len(chunk)):
-                    raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
-                if len(body) > MAX_REQUEST_BYTES:
-                    raise too_large
-        except ClientDisconnect as error:
-            raise HTTPException(HTTPStatus.BAD_REQUEST, "the client left") from error
+        def hold(size: int) -> None:
+            if not self._backend.hold(size):
+                raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
+
+        refusal = f"the body may have at most {MAX_REQUEST_BYTES} bytes: send smaller batches"
+        await http_server.receive(request, body, MAX_REQUEST_BYTES, refusal, hold)
 
 
 async def _within(seconds: float, work: Awaitable[_T], status: HTTPStatus) -> _T:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.topic_queues.redis_store import RedisStore
-from serving.topic_queues.settings import QueueSettings
+from serving.topic_queues.settings import SHARED, QueueSettings
 from serving.topic_queues.sqlite_store import SqliteStore
 from serving.topic_queues.store import Snapshot, TopicStore
 
@@ -93,6 +93,6 @@ def open_store(address: str, settings: QueueSettings = QueueSettings()) -> Topic
     Raises:
         ContractError: It cannot be opened.
     """
-    if settings.model_copy(update={"store": address}).shared:
+    if address.startswith(SHARED):
         return RedisStore(address, settings)
     return SqliteStore(address, settings)

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+SHARED = ("redis://", "rediss://")  # addresses of stores that many machines reach
+
 
 class QueueSettings(BaseModel):
     """The paper's numbers, and what it leaves open.
@@ -52,7 +54,7 @@ class QueueSettings(BaseModel):
     @property
     def shared(self) -> bool:
         """Whether many machines reach the store, so that the step that counts fills it, wherever it runs."""
-        return bool(self.store) and str(self.store).startswith(("redis://", "rediss://"))
+        return (self.store or "").startswith(SHARED)
 
     @field_validator("store")
     @classmethod
