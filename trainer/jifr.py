@@ -199,6 +199,9 @@ class _Weigher(keras.layers.Layer):
 class Triples(keras.__internal__.layers.BaseRandomLayer):
     """Scores each row's video beside N videos of the train split, drawn with replacement, each as likely.
 
+    Training draws anew each time. Outside of it a batch always meets the same ones, so that epochs, and settings, are
+    compared by what was learned and not by luck.
+
     Attributes:
         scorer: The model.
         config: `negatives`, `id_dropout` and `l2`.
@@ -220,9 +223,7 @@ class Triples(keras.__internal__.layers.BaseRandomLayer):
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool | None = None) -> Tensors:
         """Features to `scores` [B, 1 + N], the row's own video first, and `penalty` [B]."""
         users, own = inputs[self.shape.user], inputs[self.video]
-        count = [tf.size(users), self.config.negatives]
-        drawn = self._random_generator.random_uniform(count, 0, tf.size(self.catalogue), tf.int32)
-        drawn = tf.gather(self.catalogue, drawn)
+        drawn = tf.gather(self.catalogue, self._draw(users, own, training))
         met = tf.concat([own[:, tf.newaxis], drawn], axis=1)
         distinct, which = tf.unique(tf.reshape(met, [-1]))
         ids = self.forget_video(distinct, training=training)
@@ -234,6 +235,14 @@ class Triples(keras.__internal__.layers.BaseRandomLayer):
         rated = tf.concat([tf.zeros_like(rated[:, :1]), rated], axis=1)
         scores = tf.where(rated, RATED, tf.cast(scored["scores"], tf.float32))
         return {"scores": scores, "penalty": tf.cast(scored["penalty"], tf.float32)}
+
+    def _draw(self, users: tf.Tensor, own: tf.Tensor, training: bool | None) -> tf.Tensor:
+        """Places in the catalogue, [B, N]."""
+        count, end = [tf.size(users), self.config.negatives], tf.size(self.catalogue)
+        if training:
+            return self._random_generator.random_uniform(count, 0, end, tf.int32)
+        seed = tf.stack([tf.reduce_sum(users), tf.reduce_sum(own)])
+        return tf.random.stateless_uniform(count, seed, 0, end, tf.int32)
 
     def _pair(self, users: Any, videos: Any) -> Any:
         return users * self.shape.videos + videos
