@@ -4,10 +4,10 @@
 
 The models are those that a run of `make demo` pushed. A catalogue of another size is the demo's, with every video as
 often as need be under further ids and with noise on its content vectors; index, frames and tables are built of it as
-`shortlist index` builds them, with the product's 600 candidates a request. Measured for one user, in one process: the
-bare signature `raw` of retrieval, of the ranker over its candidates and of JIFR over the ten videos shown, and the one
-call of the feed, in turns. Then the feed over gRPC, through a model server of its own, with 1 and 8 clients. Results:
-`results/feed.json`, `.md`, `.svg`.
+`shortlist index` builds them, with the run's topic queues and the product's 600 candidates a request. Measured for one
+user, in one process: the bare signature `raw` of retrieval, of the ranker over its candidates and of JIFR over the ten
+videos shown, and the one call of the feed, in turns; and how many bytes are sent and answered. Then the feed over gRPC,
+through a model server of its own, with 1 and 8 clients. Results: `results/feed.json`, `.md`, `.svg`.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 from components.feed_assembler.executor import served_stages
 from components.impression_example_gen import asking, features
 from components.world import tables
+from pipeline.queue_store import by_topic
 from pipeline.runs import artifact, learned_of_videos, load_run
 from serving.client import Client
 from serving.requests import to_examples, to_feed_example
@@ -82,14 +83,15 @@ def _built(run: dict[str, Any], size: int, work: Path) -> tuple[dict[str, str], 
     videos = _encoded(features.examples(*asking.read_catalogue(run["world"], contract, learned)))
     key = contract.video_key.name
     settings = IndexSettings(answers=CANDIDATES)
-    retrieval_export.rebuild(served["retriever"], _copies(videos, key, size), stages["retriever"], settings)
+    queues = by_topic(run)
+    retrieval_export.rebuild(served["retriever"], _copies(videos, key, size), stages["retriever"], settings, queues)
     paths = sorted(tf.io.gfile.glob(f"{artifact(run, 'frames')}/frames/*"))
     frames = list(tf.data.TFRecordDataset(paths, "GZIP").as_numpy_iterator())
     jifr_export.rebuild(served["chooser"], _copies(frames, VIDEO_ID, size), stages["chooser"])
     known = _encoded(asking.feed_catalogue(run["world"], contract, asking.clock(run["world"]), learned))
     feed = str(work / "feed" / "1")
     models = feed_export.Stages(**stages)
-    feed_export.Feed(models, _copies(known, key, size), contract, FeedSettings(length=SHOWN)).save(feed)
+    feed_export.Feed(models, _copies(known, key, size), contract, FeedSettings(length=SHOWN), queues).save(feed)
     return stages, feed
 
 
@@ -135,7 +137,11 @@ def _in_process(run: dict[str, Any], stages: dict[str, str], feed: str, seconds:
     medians = {name: percentile(taken, 50) for name, taken in times.items()}
     size = sum(path.stat().st_size for path in Path(feed).rglob("*") if path.is_file())
     bare = sum(medians[name] for name in stages)
-    return {"p50_ms": medians, "bare_ms": bare, "ratio": medians["one call"] / bare, "megabytes": size / 1e6}
+    answer = whole.signatures["recommend"](examples=example).values()
+    answered = sum(tf.make_tensor_proto(value).ByteSize() for value in answer)
+    traffic = {"request_bytes": len(request), "answer_bytes": answered}
+    measured = {"p50_ms": medians, "bare_ms": bare, "ratio": medians["one call"] / bare, "megabytes": size / 1e6}
+    return {**measured, **traffic}
 
 
 def _bare_inputs(run: dict[str, Any], user: str, retriever: Any, example: tf.Tensor) -> dict[str, dict[str, tf.Tensor]]:
@@ -197,13 +203,14 @@ def _write(rows: list[Row]) -> None:
     lines += [f"Machine: {machine}. Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.", ""]
     lines += ["## One user, one process: milliseconds (p50)", ""]
     lines += [
-        "| videos | retrieval | ranker | covers | sum | one call | ratio | MB on disk |",
-        "|---|---|---|---|---|---|---|---|",
+        "| videos | retrieval | ranker | covers | sum | one call | ratio | MB on disk | bytes sent | bytes answered |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         stages = [row["p50_ms"][name] for name in ("retriever", "ranker", "chooser")]
         cells = [*stages, row["bare_ms"], row["p50_ms"]["one call"]]
         numbers = [*(f"{cell:.2f}" for cell in cells), f"{row['ratio']:.2f}", f"{row['megabytes']:.0f}"]
+        numbers += [f"{row[name]:,}" for name in ("request_bytes", "answer_bytes")]
         lines.append(f"| {row['videos']:,} | {' | '.join(numbers)} |")
     lines += [
         "",

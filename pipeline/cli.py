@@ -11,7 +11,7 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -326,6 +326,10 @@ def compile_pipeline(
         str, typer.Option("--image", help="Container image with Shortlist installed.")
     ] = "shortlist:latest",
     only: Annotated[list[str] | None, typer.Option("--only", help="Only this model; may be repeated.")] = None,
+    stream: Annotated[
+        Literal["content", "feed"] | None,
+        typer.Option("--stream", help="Only what is learned of videos, or what comes after and takes it as pushed."),
+    ] = None,
 ) -> None:
     """Compile the pipeline into a Kubeflow Pipelines spec (2.1)."""
     from pipeline import config as configs
@@ -334,7 +338,8 @@ def compile_pipeline(
     with _log_to(Path("runs/compile.log")) as console:
         from pipeline import kubeflow
 
-        job = kubeflow.compile_spec(settings, _world(settings, world), root, models or f"{root}/models", image)
+        places = _world(settings, world), root, models or f"{root}/models"
+        job = kubeflow.compile_spec(settings, *places, image, stream)
         kubeflow.write_spec(job, out)
         console.print(f"{len(kubeflow.executors(job))} steps written to {out}", highlight=False)
         if kubeflow.takes_no_root(root):

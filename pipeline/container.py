@@ -1,6 +1,7 @@
 """One step in its container: `python -m pipeline.container ARGUMENTS`, with the arguments of TFX's own entry point.
 
-TFX's knows `gs://` alone; here a pipeline root, a world and a push destination may be of any file system.
+TFX's knows `gs://` alone; here a pipeline root, a world and a push destination may be of any file system. And it knows
+its own artifacts alone: a spec names others by a title, which cannot say where their class is.
 """
 
 from __future__ import annotations
@@ -9,10 +10,24 @@ import os
 import runpy
 from pathlib import Path
 
+from tfx.orchestration.kubeflow.v2 import compiler_utils
+
 from transform import file_systems
 
 ENTRY = "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # of a pod's service account, as Kubernetes mounts it
+
+ARTIFACTS = {  # title: where its class is
+    "shortlist.ContentVectors": "components.content_embedder.artifact.ContentVectors",
+    "shortlist.FrameVectors": "components.frame_embedder.artifact.FrameVectors",
+    "shortlist.QueueSnapshot": "components.topic_queues.artifact.QueueSnapshot",
+    "shortlist.Topics": "components.topic_learner.artifact.Topics",
+}
+
+
+def name_artifacts() -> None:
+    """Say where the classes of our artifacts are, where TFX's entry point looks."""
+    compiler_utils.TITLE_TO_CLASS_PATH.update(ARTIFACTS)
 
 
 def name_namespace(account: Path = ACCOUNT) -> None:
@@ -23,5 +38,6 @@ def name_namespace(account: Path = ACCOUNT) -> None:
 
 if __name__ == "__main__":
     file_systems.register()
+    name_artifacts()
     name_namespace()
     runpy.run_module(ENTRY, run_name="__main__", alter_sys=True)

@@ -23,7 +23,9 @@ _UNNAMED = "unnamed"
 _BUCKETS = ("gs://", "s3://", "minio://")
 
 
-def compile_spec(config: RunConfig, world: str, root: str, models: str, image: str) -> dict[str, Any]:
+def compile_spec(
+    config: RunConfig, world: str, root: str, models: str, image: str, half: training_pipeline.Half | None = None
+) -> dict[str, Any]:
     """The PipelineJob of a run as a dictionary.
 
     It has the parameters `world`, `models` and `run_id`, so that one spec serves every day's data, and a trial as well
@@ -36,10 +38,11 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
         root: Folder of artifacts that the cluster can write.
         models: Push destination that the cluster can write: the parameter's default.
         image: Container image with Shortlist installed, best by digest (NAME@sha256:...).
+        half: See `training_pipeline.components`; both halves need the same push destination.
 
     Raises:
-        ContractError: Two of the folders are one; the feed is to be checked by Docker; or `kubeflow` of the
-            configuration names a step that there is not, or a file that is no TFJob.
+        ContractError: Two of the folders are one; the feed is to be checked by Docker; `kubeflow` of the
+            configuration names a step that there is not, or a file that is no TFJob; or there are no halves.
     """
     if len({world, models, root}) < 3:
         raise contracts.ContractError(
@@ -49,6 +52,10 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
     if config.serving_check.by == "docker":
         raise contracts.ContractError(
             "serving_check: a step on Kubeflow has no Docker engine: set `by: kubernetes` or `by: model_server`"
+        )
+    if half and not (config.clips or config.topics or config.frames):
+        raise contracts.ContractError(
+            f"--stream {half}: {config.name} learns nothing of videos (no clips, topics or frames): leave --stream out"
         )
     contract = contracts.load(config.contract)
     jobs = {name: _training_job(path, image) for name, path in config.kubeflow.training_jobs.items()}
@@ -61,13 +68,15 @@ def compile_spec(config: RunConfig, world: str, root: str, models: str, image: s
         models=models,
         training_jobs=jobs,
     )
-    pipeline = training_pipeline.build(config, contract, at, judgements={}, cache=False)
+    whole, pipeline = (
+        training_pipeline.build(config, contract, at, judgements={}, cache=False, half=each) for each in (None, half)
+    )
     runner = kubeflow_v2_dag_runner.KubeflowV2DagRunner(
         kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True)
     )
     job: dict[str, Any] = runner.run(pipeline, write_out=False)
     _open(job, world, models, root)
-    _settle(job["pipelineSpec"], config)
+    _settle(job["pipelineSpec"], config, {node.id for node in whole.components})
     if mounted := _mounted(config.kubeflow):
         steps = dict.fromkeys((label for label, kind in executors(job).items() if kind == "container"), mounted)
         job["platformSpec"] = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": steps}}}}
@@ -120,10 +129,10 @@ def _training_job(path: str, image: str) -> dict[str, Any]:
     return job
 
 
-def _settle(spec: dict[str, Any], config: RunConfig) -> None:
-    """The command of every step, and what the configuration says of single ones."""
+def _settle(spec: dict[str, Any], config: RunConfig, known: set[str]) -> None:
+    """The command of every step, and what the configuration says of single ones; `known` are those of both halves."""
     settings, tasks = config.kubeflow, spec["root"]["dag"]["tasks"]
-    _refuse_unknown(settings, tasks)
+    _refuse_unknown(settings, known | tasks.keys())
     for name, task in tasks.items():
         container = spec["deploymentSpec"]["executors"][f"{name}_executor"].get("container")
         if container is None:
@@ -169,7 +178,7 @@ def _asked(resources: Resources) -> dict[str, Any]:
     return asked
 
 
-def _refuse_unknown(settings: KubeflowSettings, tasks: Mapping[str, Any]) -> None:
+def _refuse_unknown(settings: KubeflowSettings, tasks: set[str]) -> None:
     known = {node for name in tasks for node in _called(name)}
     named = {*settings.resources, *settings.cached, *settings.beam_args} - {"default"}
     for name in sorted(named - known):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow_model_analysis as tfma
 from tfx import types
@@ -25,6 +25,7 @@ from tfx.types import artifact_utils, standard_artifacts
 from components.anomaly_gate.component import AnomalyGate
 from components.clip_example_gen.component import ClipExampleGen
 from components.content_embedder.component import ContentEmbedder
+from components.content_pusher.component import ContentPusher
 from components.contract_schema.component import ContractSchema
 from components.evaluator.component import Evaluator
 from components.example_schema.component import ExampleSchema
@@ -33,6 +34,7 @@ from components.feed_assembler.executor import STAGES
 from components.frame_embedder.component import FrameEmbedder
 from components.impression_example_gen.component import ImpressionExampleGen
 from components.impression_example_gen.impressions import SPLITS
+from components.pushed_content.component import PushedContent
 from components.serving_baseline.component import ServingBaseline
 from components.serving_check.component import ServingCheck
 from components.serving_check.infra_validator import InfraValidator
@@ -63,6 +65,9 @@ from transform.contract import Contract, Kind
 from transform.feed import FeedSettings
 
 HANDED_OVER = "components.trainer.workers.run_fn"
+# Half a run, for an engine that lets each have its own pace: what is learned of videos, or all that comes after.
+Half = Literal["content", "feed"]
+_LEARNED = "content"  # the folder beside the models that one half leaves for the other
 _UNFIT = "the examples do not fit the schema of the contract: mend the data or the contract"
 _DRIFTED = "the examples are unlike those of the span before: mend the data, or allow the feature more in spans.drift"
 
@@ -173,7 +178,12 @@ class _Run:
 
 
 def components(
-    config: RunConfig, contract: Contract, at: Locations, judgements: dict[str, str], span: Span | None = None
+    config: RunConfig,
+    contract: Contract,
+    at: Locations,
+    judgements: dict[str, str],
+    span: Span | None = None,
+    half: Half | None = None,
 ) -> list[base_node.BaseNode]:
     """All nodes of a run in topological order: clips to content vectors, videos to topics, then impressions.
 
@@ -184,10 +194,37 @@ def components(
         judgements: For each model, what its judgement is cached under, see `pipeline.judgement`; for those that
             describe videos or make up the feed, where the run does not train them, the version being served.
         span: The time that impressions are of; None: all there is.
+        half: `content`: what is learned of videos, which is left beside the models; `feed`: the models of impressions
+            and the feed, with what was left there last. None: both, one after the other.
     """
     run, nodes = _Run(config, contract, at, judgements, span), list[base_node.BaseNode]()
+    learned = _pushed_content(run, nodes) if half == "feed" else _content(run, nodes)
+    if half == "content":
+        return [*nodes, ContentPusher(push_destination=f"{at.models}/{_LEARNED}", **learned)]
+    of_impressions = any(MODELS[name].examples == "impressions" for name in config.models)
     pushers: dict[str, base_node.BaseNode] = {}
-    clip_examples = content = topics = None
+    queues = None
+    if learned["topics"] is not None and (of_impressions or config.feed is not None):
+        counter = TopicQueues(
+            world=at.world,
+            world_fingerprint=at.fingerprint,
+            contract_json=contract.to_json(),
+            queues_json=config.queues.model_dump_json() if config.queues.shared else "{}",
+            topics=learned["topics"],
+        )
+        nodes.append(counter)
+        queues = counter.outputs["snapshot"]
+    if of_impressions:
+        pushers = run.add_models(_impressions(run, learned), nodes)
+    if config.feed is not None:
+        nodes += _feed_nodes(run, config.feed, pushers, learned, queues)
+    return nodes
+
+
+def _content(run: _Run, nodes: list[base_node.BaseNode]) -> dict[str, types.BaseChannel | None]:
+    """Add the nodes that learn of videos; give their outputs: `content`, `topics` and `frames`."""
+    config, at = run.config, run.at
+    clip_examples = content = topics = frames = None
     if config.clips is not None:
         stream = _clips(run, config.clips)
         clip_examples = stream.examples.outputs["examples"]
@@ -207,38 +244,26 @@ def components(
             **run.served_model(REPRESENTATION, run.add_models(stream, nodes)),
         )
         nodes.append(topics)
-    frames = None
     if config.frames is not None:
-        embedder = FrameEmbedder(
+        frames = FrameEmbedder(
             world=at.world,
             world_fingerprint=at.videos_fingerprint,
             settings_json=config.frames.model_dump_json(),
             clips=clip_examples,
         )
-        nodes.append(embedder)
-        frames = embedder.outputs["frames"]
-    of_impressions = any(MODELS[name].examples == "impressions" for name in config.models)
-    queues = None
-    if topics is not None and (of_impressions or config.feed is not None):
-        counter = TopicQueues(
-            world=at.world,
-            world_fingerprint=at.fingerprint,
-            contract_json=contract.to_json(),
-            queues_json=config.queues.model_dump_json() if config.queues.shared else "{}",
-            topics=topics.outputs["topics"],
-        )
-        nodes.append(counter)
-        queues = counter.outputs["snapshot"]
-    if of_impressions:
-        pushers = run.add_models(_impressions(run, content, topics, frames), nodes)
-    if config.feed is not None:
-        learned = {
-            "content": content.outputs["content"] if content else None,
-            "topics": topics.outputs["topics"] if topics else None,
-            "frames": frames,
-        }
-        nodes += _feed_nodes(run, config.feed, pushers, learned, queues)
-    return nodes
+        nodes.append(frames)
+    made = {"content": content, "topics": topics, "frames": frames}
+    return {name: node.outputs[name] if node else None for name, node in made.items()}
+
+
+def _pushed_content(run: _Run, nodes: list[base_node.BaseNode]) -> dict[str, types.BaseChannel | None]:
+    """As `_content`, of what the other half pushed."""
+    config = run.config
+    wanted = {"content": config.clips, "topics": config.topics, "frames": config.frames}
+    parts = [name for name, settings in wanted.items() if settings is not None]
+    pushed = PushedContent(push_destination=f"{run.at.models}/{_LEARNED}", parts=parts)
+    nodes.append(pushed)
+    return {name: pushed.outputs[name] if name in parts else None for name in wanted}
 
 
 def _feed_nodes(
@@ -317,12 +342,7 @@ def _videos(run: _Run, settings: TopicSettings, clips: types.BaseChannel | None)
     return _Stream("videos", [examples, schema], examples, schema, parameters, [], videos.shape(settings.cover_size))
 
 
-def _impressions(
-    run: _Run,
-    content: base_node.BaseNode | None,
-    topics: base_node.BaseNode | None,
-    frames: types.BaseChannel | None,
-) -> _Stream:
+def _impressions(run: _Run, learned: dict[str, types.BaseChannel | None]) -> _Stream:
     contract_json, splits = run.contract.to_json(), run.config.splits.model_dump()
     if run.span:
         splits |= dict(zip(("since", "until"), run.span.window, strict=True))
@@ -331,9 +351,9 @@ def _impressions(
         world_fingerprint=run.at.fingerprint,
         contract_json=contract_json,
         splits_json=json.dumps(splits),
-        content=content.outputs["content"] if content else None,
-        topics=topics.outputs["topics"] if topics else None,
-        frames=frames,
+        content=learned["content"],
+        topics=learned["topics"],
+        frames=learned["frames"],
     )
     statistics = StatisticsGen(examples=examples.outputs["examples"])
     schema = ContractSchema(contract_json=contract_json)
@@ -344,7 +364,7 @@ def _impressions(
     if run.span and run.span.known_vocabularies:
         parameters["known_vocabularies"] = run.span.known_vocabularies
     gates = [node for node in nodes if isinstance(node, AnomalyGate)]
-    return _Stream("impressions", nodes, examples, schema, parameters, gates, frames=frames)
+    return _Stream("impressions", nodes, examples, schema, parameters, gates, frames=learned["frames"])
 
 
 def _drift_nodes(run: _Run, statistics: base_node.BaseNode) -> list[base_node.BaseNode]:
@@ -454,6 +474,7 @@ def build(
     metadata: object | None = None,
     cache: bool = True,
     span: Span | None = None,
+    half: Half | None = None,
 ) -> tfx_pipeline.Pipeline:
     """The TFX pipeline of a run, for a local or a Kubeflow runner.
 
@@ -465,11 +486,12 @@ def build(
         metadata: MLMD connection; None where the engine brings its own.
         cache: Whether a node whose inputs did not change is skipped.
         span: See `components`.
+        half: See `components`.
     """
     return tfx_pipeline.Pipeline(
-        pipeline_name=config.name,
+        pipeline_name=f"{config.name}-{half}" if half else config.name,
         pipeline_root=f"{at.root}/artifacts",
-        components=components(config, contract, at, judgements, span),
+        components=components(config, contract, at, judgements, span, half),
         enable_cache=cache,
         metadata_connection_config=metadata,
         beam_pipeline_args=list(config.beam_args),

@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_text  # noqa: F401 (the models' ops)
 from rich.console import Console
 
+from components.feed_assembler import golden
 from components.importers.demo import import_demo
 from components.world import tables
-from pipeline import kubeflow, local_runner
+from pipeline import kubeflow, local_runner, training_pipeline
 from pipeline.config import RunConfig
 from tests.pipeline.kubeflow_engine import Engine, TaskFailedError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
+HALVES: tuple[training_pipeline.Half, ...] = ("content", "feed")
 CACHED = ["ContractSchema", "ImpressionExampleGen", "StatisticsGen", "ExampleValidator", "AnomalyGate", "Transform"]
 
 
@@ -50,6 +53,31 @@ def scores(models: Path, examples: str) -> np.ndarray:
     records = list(tf.data.TFRecordDataset(glob.glob(f"{examples}/Split-test/*"), "GZIP").as_numpy_iterator())
     answer = tf.saved_model.load(str(version)).signatures["serving_default"]
     return answer(examples=tf.constant(sorted(records)))["score"].numpy()
+
+
+def assert_feed_answers(models: Path, asked: list) -> None:
+    """The feed pushed to `models` answers golden requests as it did that they are of."""
+    (version,) = (models / "feed").iterdir()
+    feed = tf.saved_model.load(str(version))
+    signatures = set()
+    for request, answer in ((log.predict_log.request, log.predict_log.response) for log in asked):
+        name = request.model_spec.signature_name
+        signatures.add(name)
+        inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
+        got = feed.signatures[name](**inputs)
+        assert got.keys() == answer.outputs.keys()
+        for key, value in answer.outputs.items():
+            wanted = tf.make_ndarray(value)
+            if wanted.dtype == object:
+                assert got[key].numpy().tolist() == wanted.tolist()
+            else:
+                np.testing.assert_allclose(got[key], wanted, atol=1e-5)
+    assert signatures == {"recommend", "rank"}
+
+
+def golden_of(root: Path) -> list:
+    (uri,) = root.glob("artifacts/FeedAssembler/model/*")
+    return list(golden.read(str(uri)))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +112,27 @@ def test_the_spec_pushes_what_a_local_run_pushes(first, engine, world, tmp_path)
     mine, theirs = scores(Path(local.models), examples), scores(Path(engine.root).parent / "models", examples)
     assert mine.std() > 0.001
     np.testing.assert_allclose(theirs, mine, atol=1e-5)
-    assert len(list((Path(engine.root).parent / "models" / "feed").iterdir())) == 1
+    assert_feed_answers(Path(engine.root).parent / "models", golden_of(tmp_path / "tiny"))
+
+
+def test_both_streams_push_what_one_local_run_pushes(world, tmp_path):
+    learned = {"topics": {"topics": 4}, "frames": {"encoder": "colours"}}
+    config = RunConfig.model_validate({**settings().model_dump(exclude_unset=True), **learned})
+    engine, places = Engine(f"{tmp_path}/root", f"{tmp_path}/launcher"), (f"{tmp_path}/root", f"{tmp_path}/nowhere")
+    halves = {half: kubeflow.compile_spec(config, world, *places, "shortlist@sha256:0", half=half) for half in HALVES}
+    given = {"models": f"{tmp_path}/models"}
+    with pytest.raises(TaskFailedError, match="run the content stream of the same configuration first"):
+        engine.run(only("PushedContent", halves["feed"]), "early", given)
+    engine.run(halves["content"], "daily", given)
+    assert {"TopicLearner", "FrameEmbedder", "ContentPusher"} <= {*engine.started}
+    engine.run(halves["feed"], "hourly", given)
+    assert not {"TopicLearner", "FrameEmbedder"} & {*engine.started}
+    local = local_runner.run(config, world, tmp_path / "tiny", Console(quiet=True), tmp_path / "log")
+    assert local.outcome == "pushed"
+    examples = local.artifacts["ranker"]["examples"]
+    mine, theirs = scores(Path(local.models), examples), scores(tmp_path / "models", examples)
+    np.testing.assert_allclose(theirs, mine, atol=1e-5)
+    assert_feed_answers(tmp_path / "models", golden_of(tmp_path / "tiny"))
 
 
 def test_what_did_not_change_is_not_run_again_and_a_refused_model_is_not_pushed(first, engine, world):

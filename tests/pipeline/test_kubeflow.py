@@ -6,29 +6,101 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kfp.pipeline_spec.pipeline_spec_pb2 import ArtifactTypeSchema
+from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_entrypoint_utils
+from tfx.utils import import_utils
 
 from pipeline import config, kubeflow
+from pipeline import container as container_of_steps
 from transform.contract import ContractError
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "movielens_pipeline.json"
+GOLDEN = Path(__file__).parent.parent / "golden"
+PLACES = {
+    "world": "s3://bucket/worlds/movielens",
+    "root": "s3://bucket/runs",
+    "models": "s3://bucket/models",
+    "image": "example/shortlist:1",
+}
 
 
 @pytest.fixture(scope="module")
 def job():
-    return kubeflow.compile_spec(
-        config.load("movielens"),
-        world="s3://bucket/worlds/movielens",
-        root="s3://bucket/runs",
-        models="s3://bucket/models",
-        image="example/shortlist:1",
-    )
+    return kubeflow.compile_spec(config.load("movielens"), **PLACES)
 
 
-def test_golden_spec_is_unchanged(job, tmp_path):
+@pytest.fixture(scope="module")
+def halves():
+    return {half: kubeflow.compile_spec(config.load("demo"), **PLACES, half=half) for half in ("content", "feed")}
+
+
+@pytest.mark.parametrize("name", ["movielens_pipeline", "demo_content", "demo_feed"])
+def test_golden_spec_is_unchanged(job, halves, name, tmp_path):
+    spec, golden = halves.get(name.removeprefix("demo_"), job), GOLDEN / f"{name}.json"
     if os.environ.get("REGENERATE_GOLDEN"):
-        kubeflow.write_spec(job, GOLDEN)
-    kubeflow.write_spec(job, tmp_path / "spec.json")
-    assert (tmp_path / "spec.json").read_text() == GOLDEN.read_text(), "run `make golden` if the change is meant"
+        kubeflow.write_spec(spec, golden)
+    kubeflow.write_spec(spec, tmp_path / "spec.json")
+    assert (tmp_path / "spec.json").read_text() == golden.read_text(), "run `make golden` if the change is meant"
+
+
+def tasks_of(job):
+    return job["pipelineSpec"]["root"]["dag"]["tasks"]
+
+
+def test_the_two_streams_are_the_whole_run_joined_by_what_is_pushed(halves):
+    whole = set(tasks_of(kubeflow.compile_spec(config.load("demo"), **PLACES)))
+    content, feed = (set(tasks_of(halves[half])) for half in ("content", "feed"))
+    assert content & feed == set()
+    assert content | feed == whole | {"ContentPusher", "PushedContent"}
+    assert {"Trainer.video_classifier", "TopicLearner", "FrameEmbedder"} <= content
+    assert {"Trainer.ranker", "TopicQueues", "FeedAssembler"} <= feed
+    handed = {"TopicLearner", "ContentEmbedder", "FrameEmbedder"}
+    assert set(tasks_of(halves["content"])["ContentPusher"]["dependentTasks"]) == handed
+    for reader in ("ImpressionExampleGen", "TopicQueues", "FeedAssembler", "Trainer.jifr"):
+        assert "PushedContent" in tasks_of(halves["feed"])[reader]["dependentTasks"]
+    places = [
+        tasks_of(halves[half])[task]["inputs"]["parameters"]["push_destination"]
+        for half, task in (("content", "ContentPusher"), ("feed", "PushedContent"))
+    ]
+    told = "{{$.inputs.parameters['pipelinechannel--models']}}/content"
+    assert places == [{"runtimeValue": {"constant": told}}] * 2
+    names = {half: job["pipelineSpec"]["pipelineInfo"]["name"] for half, job in halves.items()}
+    assert names == {"content": "demo-content", "feed": "demo-feed"}
+
+
+def test_a_container_finds_the_class_of_every_artifact_that_a_spec_names(halves):
+    container_of_steps.name_artifacts()
+    found = {}
+    for component in (c for job in halves.values() for c in job["pipelineSpec"]["components"].values()):
+        for side in ("inputDefinitions", "outputDefinitions"):
+            for about in component.get(side, {}).get("artifacts", {}).values():
+                schema = ArtifactTypeSchema(instance_schema=about["artifactType"]["instanceSchema"])
+                title = yaml.safe_load(schema.instance_schema)["title"]
+                path = kubeflow_v2_entrypoint_utils._retrieve_class_path(schema)
+                found[title] = import_utils.import_class_by_path(path).TYPE_NAME
+    ours = {title: name for title, name in found.items() if not title.startswith("tfx.")}
+    assert set(ours) == {
+        "shortlist.ContentVectors",
+        "shortlist.FrameVectors",
+        "shortlist.QueueSnapshot",
+        "shortlist.Topics",
+    }
+    assert all(title == name for title, name in ours.items())
+
+
+def test_a_stream_takes_the_settings_of_its_own_steps_and_refuses_names_of_no_stream(halves):
+    def of(half, named):
+        settings = config.KubeflowSettings.model_validate({"resources": {named: {"cpus": 3}}})
+        return kubeflow.compile_spec(config.load("demo").model_copy(update={"kubeflow": settings}), **PLACES, half=half)
+
+    assert container(of("feed", "Trainer.ranker"), "Trainer.ranker")["resources"]["cpuLimit"] == 3.0
+    assert tasks_of(of("content", "Trainer.ranker")).keys() == tasks_of(halves["content"]).keys()
+    with pytest.raises(ContractError, match=r"there is no step 'Trainer.rankr'.*Trainer.ranker"):
+        of("content", "Trainer.rankr")
+
+
+def test_a_configuration_that_learns_nothing_of_videos_has_no_streams():
+    with pytest.raises(ContractError, match=r"--stream feed: movielens learns nothing of videos.*leave --stream out"):
+        kubeflow.compile_spec(config.load("movielens"), **PLACES, half="feed")
 
 
 def test_only_container_and_importer_executors_occur(job):

@@ -1,0 +1,1 @@
+"""Hands what was learned of videos to pipelines that run at another pace."""

@@ -1,0 +1,1 @@
+"""Takes up what another pipeline has learned of videos."""
