@@ -157,7 +157,7 @@ def _ours(
     training = TrainingConfig(
         epochs=options.epochs, patience=PATIENCE.get(name, PATIENCE["ours"]), batch_size=BATCH, seed=seed
     )
-    splits = {part: _split(contract, arrays, part) for part in movielens.SPLITS}
+    splits = {part: split_of(contract, arrays, part) for part in movielens.SPLITS}
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         model = fit(
@@ -190,7 +190,7 @@ def _ours(
     return measure
 
 
-def _split(contract: Contract, arrays: dict[str, np.ndarray], part: str) -> Split:
+def split_of(contract: Contract, arrays: dict[str, np.ndarray], part: str) -> Split:
     columns = {feature.name: arrays[f"{part}/{feature.name}"] for feature in contract.inputs}
     columns[contract.label.name] = arrays[f"{part}/label"]
     return Split(contract, (), {}, len(arrays[f"{part}/label"]), columns)
