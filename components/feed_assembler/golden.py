@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401 (the models' ops)
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import prediction_log_pb2
 
 from components.impression_example_gen import asking
 from components.world import tables
@@ -63,7 +63,7 @@ def write(logs: Iterator[prediction_log_pb2.PredictionLog], uri: str) -> None:
             writer.write(log.SerializeToString())
 
 
-def read(uri: str) -> list[predict_pb2.PredictRequest]:
+def read(uri: str) -> list[prediction_log_pb2.PredictLog]:
     """The requests that `write` wrote, with their answers: PredictLogs."""
     records = tf.data.TFRecordDataset(f"{uri}/{FILE}").as_numpy_iterator()
     return [prediction_log_pb2.PredictionLog.FromString(record).predict_log for record in records]

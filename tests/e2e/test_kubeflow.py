@@ -60,7 +60,7 @@ def assert_feed_answers(models: Path, asked: list) -> None:
     (version,) = (models / "feed").iterdir()
     feed = tf.saved_model.load(str(version))
     signatures = set()
-    for request, answer in ((log.predict_log.request, log.predict_log.response) for log in asked):
+    for request, answer in ((log.request, log.response) for log in asked):
         name = request.model_spec.signature_name
         signatures.add(name)
         inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
