@@ -9,9 +9,9 @@ split (all of them where there are fewer), ten times, and among all. Frames: hit
 video's own. All as `pipeline.cover_metrics` counts them. Every model of ours has the training of its set and the best
 epoch by validation AUC; `jifr_na` is the paper's JIFR_NA, and with the other three variants its Table 2. A random frame
 is `chance`, the most popular one that which the average user likes most. On real data `l2`, and whether the matrices of
-pictures are penalised, are the best of a grid by HR@15 of 1,000 on the validation rows of TikTok's first seed, on
-MovieLens too, and cornac's BPR and VBPR, with settings chosen likewise, rank the same videos: with the widths and
-standardised looks of ours, users they have not met as the mean of the others, and videos nobody opened last.
+pictures are penalised, are the best of a grid by HR@15 of 1,000, asked likewise, on the validation rows of TikTok's
+first seed, on MovieLens too, and cornac's BPR and VBPR, with settings chosen likewise, rank the same videos: with the
+widths and standardised looks of ours, users they have not met as the mean of the others, and videos nobody opened last.
 Results go to `results/jifr.{json,md}`.
 """
 

@@ -2,11 +2,11 @@
 
     python benchmarks/vocabulary.py [--shares 1 0.5 0.25 0.1] [--seeds 1 2 3] [--only-missing]
 
-Of users and of videos the share with the most events keeps its rows; the others share `oov_buckets` rows by hash, one
-or a tenth as many as there are rows, as the contract's `max_size` and `oov_buckets` have it. Measured are the share of
-test rows whose user, or whose video, has no row of its own, and AUC and logloss of `dcn_v2_regularised` with the
-settings that `ctr.py` gives it, at the epoch with the best validation AUC. Results go to
-`results/vocabulary.{json,md}`.
+Of users and of videos the share with the most events (of all rows, as protocol B has it) keeps its rows; the others
+share `oov_buckets` rows by hash, one or a tenth as many as there are rows, as the contract's `max_size` and
+`oov_buckets` have it. Measured are the share of test rows whose user, or whose video, has no row of its own, and AUC
+and logloss of `dcn_v2_regularised` with the settings that `ctr.py` gives it, at the epoch with the best validation AUC.
+Results go to `results/vocabulary.{json,md}`.
 """
 
 import argparse
@@ -104,7 +104,9 @@ def _write(results: table.Results, path: Path) -> None:
     """The page of the results."""
     machines = sorted({row["machine"] for row in results.rows.values()})
     lines = ["# Ids without a row of their own", "", (__doc__ or "").split("\n\n", 2)[2].strip().replace("\n", " "), ""]
-    lines += [f"Machine: {'; '.join(machines)}. TensorFlow {tf.__version__}. Mean and deviation over the seeds.", ""]
+    versions = sorted({row["versions"]["tensorflow"] for row in results.rows.values()})
+    told = f"Machine: {'; '.join(machines)}. TensorFlow {', '.join(versions)}. Mean and deviation over the seeds."
+    lines += [told, ""]
     heads = ("ids with a row", "the others", "rows: users, videos", "test rows without: user, video", "AUC", "logloss")
     lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for share, side in sorted({(p, s) for p, s, _, _ in results.rows}, key=lambda key: (-float(key[0]), key[1])):

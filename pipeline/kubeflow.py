@@ -53,10 +53,8 @@ def compile_spec(
         raise contracts.ContractError(
             "serving_check: a step on Kubeflow has no Docker engine: set `by: kubernetes` or `by: model_server`"
         )
-    if half and not (config.clips or config.topics or config.frames):
-        raise contracts.ContractError(
-            f"--stream {half}: {config.name} learns nothing of videos (no clips, topics or frames): leave --stream out"
-        )
+    if half:
+        _refuse_one_stream(config)
     contract = contracts.load(config.contract)
     jobs = {name: _training_job(path, image) for name, path in config.kubeflow.training_jobs.items()}
     at = training_pipeline.Locations(
@@ -68,15 +66,14 @@ def compile_spec(
         models=models,
         training_jobs=jobs,
     )
-    whole, pipeline = (
-        training_pipeline.build(config, contract, at, judgements={}, cache=False, half=each) for each in (None, half)
-    )
+    halves: tuple[training_pipeline.Half | None, ...] = (None, "content", "feed") if half else (None,)
+    built = {each: training_pipeline.build(config, contract, at, {}, cache=False, half=each) for each in halves}
     runner = kubeflow_v2_dag_runner.KubeflowV2DagRunner(
         kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True)
     )
-    job: dict[str, Any] = runner.run(pipeline, write_out=False)
+    job: dict[str, Any] = runner.run(built[half], write_out=False)
     _open(job, world, models, root)
-    _settle(job["pipelineSpec"], config, {node.id for node in whole.components})
+    _settle(job["pipelineSpec"], config, {node.id for pipeline in built.values() for node in pipeline.components})
     if mounted := _mounted(config.kubeflow):
         steps = dict.fromkeys((label for label, kind in executors(job).items() if kind == "container"), mounted)
         job["platformSpec"] = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": steps}}}}
@@ -130,9 +127,9 @@ def _training_job(path: str, image: str) -> dict[str, Any]:
 
 
 def _settle(spec: dict[str, Any], config: RunConfig, known: set[str]) -> None:
-    """The command of every step, and what the configuration says of single ones; `known` are those of both halves."""
+    """The command of every step, and what the configuration says of single ones; it may name those in `known`."""
     settings, tasks = config.kubeflow, spec["root"]["dag"]["tasks"]
-    _refuse_unknown(settings, known | tasks.keys())
+    _refuse_unknown(settings, known)
     for name, task in tasks.items():
         container = spec["deploymentSpec"]["executors"][f"{name}_executor"].get("container")
         if container is None:
@@ -176,6 +173,21 @@ def _asked(resources: Resources) -> dict[str, Any]:
     if resources.gpus:
         asked["accelerator"] = {"type": resources.gpu_type, "count": str(resources.gpus)}
     return asked
+
+
+def _refuse_one_stream(config: RunConfig) -> None:
+    """Both streams must have something to do, and the one must see what the other pushed."""
+    lacking = ""
+    if not (config.clips or config.topics or config.frames):
+        lacking = "learns nothing of videos (no clips, topics or frames)"
+    elif "interactions" not in config.tables:
+        lacking = "learns of videos alone (no model of impressions, no feed)"
+    if lacking:
+        raise contracts.ContractError(f"--stream: {config.name} {lacking}, and has no two streams: leave --stream out")
+    if "PushedContent" in config.kubeflow.cached:
+        raise contracts.ContractError(
+            "kubeflow.cached: PushedContent cannot know what was pushed since: take it out of the list"
+        )
 
 
 def _refuse_unknown(settings: KubeflowSettings, tasks: set[str]) -> None:

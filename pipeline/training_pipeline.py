@@ -65,7 +65,8 @@ from transform.contract import Contract, Kind
 from transform.feed import FeedSettings
 
 HANDED_OVER = "components.trainer.workers.run_fn"
-# Half a run, for an engine that lets each have its own pace: what is learned of videos, or all that comes after.
+# Half a run, one of its two streams, for an engine that lets each have its own pace: what is learned of videos, or all
+# that comes after.
 Half = Literal["content", "feed"]
 _LEARNED = "content"  # the folder beside the models that one half leaves for the other
 _UNFIT = "the examples do not fit the schema of the contract: mend the data or the contract"
@@ -200,7 +201,8 @@ def components(
     run, nodes = _Run(config, contract, at, judgements, span), list[base_node.BaseNode]()
     learned = _pushed_content(run, nodes) if half == "feed" else _content(run, nodes)
     if half == "content":
-        return [*nodes, ContentPusher(push_destination=f"{at.models}/{_LEARNED}", **learned)]
+        settings = json.dumps(_settings_of_content(config))
+        return [*nodes, ContentPusher(f"{at.models}/{_LEARNED}", settings, **learned)]
     of_impressions = any(MODELS[name].examples == "impressions" for name in config.models)
     pushers: dict[str, base_node.BaseNode] = {}
     queues = None
@@ -258,12 +260,16 @@ def _content(run: _Run, nodes: list[base_node.BaseNode]) -> dict[str, types.Base
 
 def _pushed_content(run: _Run, nodes: list[base_node.BaseNode]) -> dict[str, types.BaseChannel | None]:
     """As `_content`, of what the other half pushed."""
-    config = run.config
-    wanted = {"content": config.clips, "topics": config.topics, "frames": config.frames}
-    parts = [name for name, settings in wanted.items() if settings is not None]
-    pushed = PushedContent(push_destination=f"{run.at.models}/{_LEARNED}", parts=parts)
+    wanted = _settings_of_content(run.config)
+    pushed = PushedContent(f"{run.at.models}/{_LEARNED}", json.dumps(wanted))
     nodes.append(pushed)
-    return {name: pushed.outputs[name] if name in parts else None for name in wanted}
+    return {name: pushed.outputs[name] if name in wanted else None for name in ("content", "topics", "frames")}
+
+
+def _settings_of_content(config: RunConfig) -> dict[str, Any]:
+    """By what is learned of videos, its settings."""
+    settings = {"content": config.clips, "topics": config.topics, "frames": config.frames}
+    return {name: found.model_dump(mode="json") for name, found in settings.items() if found is not None}
 
 
 def _feed_nodes(

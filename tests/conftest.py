@@ -63,18 +63,26 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.wait(20)
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """`s3://shortlist` of a server of this machine, which the processes started find by their environment."""
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """One server for all tests of a process, for TensorFlow asks its environment once."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`s3://shortlist` of a server of this machine, which the processes started find by their environment."""
     given = {"AWS_ACCESS_KEY_ID": "of", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
     given |= {"AWS_DEFAULT_REGION": "us-east-1"}
-    given |= dict.fromkeys(("S3_ENDPOINT", "AWS_ENDPOINT_URL"), f"http://{host}:{port}")
+    given |= dict.fromkeys(("S3_ENDPOINT", "AWS_ENDPOINT_URL"), s3)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     made = boto3.resource("s3").Bucket("shortlist")
     made.create()
     yield made
-    server.stop()
+    made.objects.all().delete()
+    made.delete()

@@ -15,7 +15,10 @@ from components.topic_learner.artifact import Topics
 class ContentPusherSpec(ComponentSpec):
     """What was learned of videos in, nothing out."""
 
-    PARAMETERS = {"push_destination": ExecutionParameter(type=str)}
+    PARAMETERS = {
+        "push_destination": ExecutionParameter(type=str),
+        "settings_json": ExecutionParameter(type=str),
+    }
     INPUTS = {
         "content": ChannelParameter(type=ContentVectors, optional=True),
         "topics": ChannelParameter(type=Topics, optional=True),
@@ -29,6 +32,7 @@ class ContentPusher(base_component.BaseComponent):
 
     Args:
         push_destination: Folder of versions, each a folder named by the second it was pushed in.
+        settings_json: By input, the settings that it was learned by.
         content: Content vectors of videos (ContentVectors).
         topics: Topics of videos (Topics).
         frames: Looks of videos (FrameVectors).
@@ -40,9 +44,16 @@ class ContentPusher(base_component.BaseComponent):
     def __init__(
         self,
         push_destination: str,
+        settings_json: str,
         content: types.BaseChannel | None = None,
         topics: types.BaseChannel | None = None,
         frames: types.BaseChannel | None = None,
     ) -> None:
-        spec = ContentPusherSpec(push_destination=push_destination, content=content, topics=topics, frames=frames)
+        spec = ContentPusherSpec(
+            push_destination=push_destination,
+            settings_json=settings_json,
+            content=content,
+            topics=topics,
+            frames=frames,
+        )
         super().__init__(spec=spec)

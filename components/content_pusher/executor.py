@@ -1,24 +1,26 @@
-"""Copies artifacts into a version, whose last file says that it is whole."""
+"""Copies artifacts into a version, whose last file says that it is whole and what is in it."""
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from typing import Any
 
 from tfx import types
 from tfx.dsl.components.base import base_executor
+from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
 from components.world import files
 
-WHOLE = "_SUCCESS"
-KEPT = 3  # versions: the newest, and those that somebody may still be copying
+MANIFEST = "manifest.json"
+KEPT = 3  # whole versions: the newest, and those that somebody may still be copying
 
 
 class Executor(base_executor.BaseExecutor):
-    """Writes `VERSION/NAME/...` for each input, then `VERSION/_SUCCESS`, and removes all but the last versions."""
+    """Writes `VERSION/NAME/...` for each input, then `VERSION/manifest.json`; removes what nobody needs any more."""
 
     def Do(  # noqa: N802
         self,
@@ -31,19 +33,40 @@ class Executor(base_executor.BaseExecutor):
         Args:
             input_dict: Any of `content`, `topics` and `frames`.
             output_dict: Nothing.
-            exec_properties: `push_destination`.
+            exec_properties: `push_destination` and `settings_json`.
+
+        Raises:
+            FileNotFoundError: Files of an input are gone.
         """
-        destination = exec_properties["push_destination"]
-        known = versions(destination)
-        version = str(max(int(time.time()), int(known[-1]) + 1 if known else 0))
+        destination, settings = exec_properties["push_destination"], json.loads(exec_properties["settings_json"])
+        last = max(map(int, versions(destination)), default=0)
+        version = f"{destination}/{max(int(time.time()), last + 1)}"
+        manifest = {}
         for name, artifacts in input_dict.items():
             if artifacts:
-                io_utils.copy_dir(artifact_utils.get_single_uri(artifacts), f"{destination}/{version}/{name}")
-        with files.writing(f"{destination}/{version}/{WHOLE}") as file:
-            file.write(b"")
-        for old in versions(destination)[:-KEPT]:
-            files.remove_folder(f"{destination}/{old}")
-        logging.info("pushed version %s to %s", version, destination)
+                number = copy(artifact_utils.get_single_uri(artifacts), f"{version}/{name}")
+                manifest[name] = {"files": number, "settings": settings[name]}
+        with files.writing(f"{version}/{MANIFEST}") as file:
+            file.write(json.dumps(manifest, indent=1).encode())
+        _clean(destination)
+        logging.info("pushed %s", version)
+
+
+def copy(source: str, to: str) -> int:
+    """Copies a folder, and gives the number of files in it.
+
+    Raises:
+        FileNotFoundError: There are none, or some went while they were copied, which the copying itself keeps quiet.
+    """
+    expected = _count(source)
+    io_utils.copy_dir(source, to)
+    if not expected or _count(to) != expected:
+        raise FileNotFoundError(f"{source}: expected {expected or 'some'} files, got {_count(to)}: they were removed")
+    return expected
+
+
+def _count(folder: str) -> int:
+    return sum(len(names) for _, _, names in fileio.walk(folder)) if fileio.isdir(folder) else 0
 
 
 def versions(destination: str) -> list[str]:
@@ -52,7 +75,17 @@ def versions(destination: str) -> list[str]:
     return sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
 
 
-def newest(destination: str) -> str:
-    """The newest version that is whole; "" if there is none."""
-    whole = (version for version in versions(destination) if files.is_file(f"{destination}/{version}/{WHOLE}"))
-    return max(whole, key=int, default="")
+def whole_versions(destination: str) -> list[str]:
+    """Those whose push came to its end, oldest first."""
+    return [version for version in versions(destination) if files.is_file(f"{destination}/{version}/{MANIFEST}")]
+
+
+def _clean(destination: str) -> None:
+    """Removes old versions, and what earlier pushes left that came to no end."""
+    whole = whole_versions(destination)
+    kept = whole[-KEPT:]
+    for version in versions(destination):
+        if version not in kept and int(version) < int(kept[-1]):
+            if version in whole:  # first of all, so that nobody starts to copy it
+                fileio.remove(f"{destination}/{version}/{MANIFEST}")
+            files.remove_folder(f"{destination}/{version}")

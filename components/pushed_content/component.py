@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
@@ -20,7 +17,7 @@ class PushedContentSpec(ComponentSpec):
 
     PARAMETERS = {
         "push_destination": ExecutionParameter(type=str),
-        "parts_json": ExecutionParameter(type=str),
+        "settings_json": ExecutionParameter(type=str),
     }
     INPUTS: dict[str, ChannelParameter] = {}
     OUTPUTS = {
@@ -35,7 +32,8 @@ class PushedContent(base_component.BaseComponent):
 
     Args:
         push_destination: As given to ContentPusher.
-        parts: The outputs that are wanted: `content`, `topics`, `frames`; others stay empty.
+        settings_json: By output that is wanted (`content`, `topics`, `frames`), the settings it must have been learned
+            by; others stay empty.
 
     Outputs: `content` (ContentVectors), `topics` (Topics) and `frames` (FrameVectors).
     """
@@ -43,10 +41,10 @@ class PushedContent(base_component.BaseComponent):
     SPEC_CLASS = PushedContentSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
-    def __init__(self, push_destination: str, parts: Sequence[str]) -> None:
+    def __init__(self, push_destination: str, settings_json: str) -> None:
         spec = PushedContentSpec(
             push_destination=push_destination,
-            parts_json=json.dumps(list(parts)),
+            settings_json=settings_json,
             content=types.Channel(type=ContentVectors),
             topics=types.Channel(type=Topics),
             frames=types.Channel(type=FrameVectors),

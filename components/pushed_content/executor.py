@@ -6,12 +6,12 @@ import json
 import logging
 from typing import Any
 
+import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
-from tfx.utils import io_utils
 
-from components.content_pusher.executor import newest
+from components.content_pusher.executor import MANIFEST, copy, whole_versions
 from components.world import files
 from transform.contract import ContractError
 
@@ -25,25 +25,56 @@ class Executor(base_executor.BaseExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Copy the newest whole version.
+        """Copy the newest whole version, and a newer one where that is removed meanwhile.
 
         Args:
             input_dict: Nothing.
             output_dict: `content`, `topics` and `frames`.
-            exec_properties: `push_destination` and `parts_json`.
+            exec_properties: `push_destination` and `settings_json`.
 
         Raises:
-            ContractError: Nothing was pushed there, or without a part that is wanted.
+            ContractError: Nothing was pushed there, without a part that is wanted, or by other settings.
+            FileNotFoundError: Files of the version are gone.
         """
-        destination, parts = exec_properties["push_destination"], json.loads(exec_properties["parts_json"])
-        version = newest(destination)
-        pushed = files.names(f"{destination}/{version}") if version else []
-        if missing := [name for name in parts if name not in pushed]:
-            raise ContractError(
-                f"{destination}: expected a version with {', '.join(parts)}, got "
-                f"{f'{version} without {missing[0]}' if version else 'none'}: run the content stream of the same "
-                "configuration first"
-            )
-        for name in parts:
-            io_utils.copy_dir(f"{destination}/{version}/{name}", artifact_utils.get_single_uri(output_dict[name]))
+        destination, wanted = exec_properties["push_destination"], json.loads(exec_properties["settings_json"])
+        to = {name: artifact_utils.get_single_uri(output_dict[name]) for name in wanted}
+        version = _newest(destination, wanted)
+        while True:
+            try:
+                for name, uri in to.items():
+                    _take(f"{destination}/{version}", name, uri)
+                break
+            except (FileNotFoundError, tf.errors.NotFoundError):
+                gone, version = version, _newest(destination, wanted)
+                if version == gone:
+                    raise
         logging.info("took version %s of %s", version, destination)
+
+
+def _newest(destination: str, wanted: dict[str, Any]) -> str:
+    """The newest version, which has what is wanted."""
+    version = max(whole_versions(destination), key=int, default="")
+    pushed = _manifest(f"{destination}/{version}") if version else {}
+    remedy = "run the content stream of the same configuration first"
+    for name, settings in wanted.items():
+        if name not in pushed:
+            got = f"version {version} without it" if version else "no version"
+            raise ContractError(f"{destination}: expected {name}, got {got}: {remedy}")
+        if pushed[name]["settings"] != settings:
+            raise ContractError(
+                f"{destination}/{version}: expected {name} by the settings {json.dumps(settings)}, got "
+                f"{json.dumps(pushed[name]['settings'])}: {remedy}"
+            )
+    return version
+
+
+def _take(version: str, name: str, to: str) -> None:
+    """Copy a part, all of it."""
+    expected, got = _manifest(version)[name]["files"], copy(f"{version}/{name}", to)
+    if got != expected:
+        raise FileNotFoundError(f"{version}/{name}: expected {expected} files, got {got}: some were removed")
+
+
+def _manifest(version: str) -> dict[str, Any]:
+    with files.reading(f"{version}/{MANIFEST}") as file:
+        return dict(json.loads(file.read()))

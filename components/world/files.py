@@ -88,7 +88,11 @@ def writing(path: str) -> Iterator[BinaryIO]:
     if is_remote(path):
         with io.BufferedWriter(_Remote(partial, "wb"), buffer_size=_CHUNK) as remote:
             yield cast(BinaryIO, remote)
-        _gfile().rename(partial, path, overwrite=True)
+        if _gfile().exists(partial):
+            _gfile().rename(partial, path, overwrite=True)
+        else:  # nothing was written, and s3:// could not rename a file that is empty
+            with _gfile().GFile(path, "wb") as empty:
+                empty.write(b"")
     else:
         with open(partial, "wb") as local:
             yield local

@@ -94,13 +94,25 @@ def test_a_stream_takes_the_settings_of_its_own_steps_and_refuses_names_of_no_st
 
     assert container(of("feed", "Trainer.ranker"), "Trainer.ranker")["resources"]["cpuLimit"] == 3.0
     assert tasks_of(of("content", "Trainer.ranker")).keys() == tasks_of(halves["content"]).keys()
+    assert container(of("content", "ContentPusher"), "ContentPusher")["resources"]["cpuLimit"] == 3.0
+    assert tasks_of(of("feed", "ContentPusher")).keys() == tasks_of(halves["feed"]).keys()
     with pytest.raises(ContractError, match=r"there is no step 'Trainer.rankr'.*Trainer.ranker"):
         of("content", "Trainer.rankr")
 
 
-def test_a_configuration_that_learns_nothing_of_videos_has_no_streams():
-    with pytest.raises(ContractError, match=r"--stream feed: movielens learns nothing of videos.*leave --stream out"):
-        kubeflow.compile_spec(config.load("movielens"), **PLACES, half="feed")
+@pytest.mark.parametrize(
+    ("name", "why"), [("movielens", "learns nothing of videos"), ("clips", "learns of videos alone")]
+)
+@pytest.mark.parametrize("half", ["content", "feed"])
+def test_a_configuration_without_one_of_the_streams_has_none(name, why, half):
+    with pytest.raises(ContractError, match=f"--stream: {name} {why} .*: leave --stream out"):
+        kubeflow.compile_spec(config.load(name), **PLACES, half=half)
+
+
+def test_what_was_pushed_is_never_taken_from_the_cache():
+    cached = config.KubeflowSettings(cached=("PushedContent",))
+    with pytest.raises(ContractError, match=r"kubeflow\.cached: PushedContent cannot know .*: take it out"):
+        kubeflow.compile_spec(config.load("demo").model_copy(update={"kubeflow": cached}), **PLACES, half="feed")
 
 
 def test_only_container_and_importer_executors_occur(job):
