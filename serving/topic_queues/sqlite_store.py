@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from serving.topic_queues.settings import QueueSettings
 from serving.topic_queues.store import BATCH, Event, Row, Scored, Snapshot, TopicStore, Video, answering, event_rows
 from transform.contract import ContractError
 
+_RETRY_SECONDS = 0.01
 WAIT_SECONDS = 60.0  # for other writers; to load a snapshot of 300,000 videos takes 4 to 10 seconds
 
 _SCHEMA = """
@@ -130,7 +132,24 @@ class SqliteStore(TopicStore):
         if not hasattr(self._of_thread, "connection"):
             made = sqlite3.connect(self._path, WAIT_SECONDS, isolation_level=None, check_same_thread=False)
             self._connections.append(made)
-            made.execute("PRAGMA journal_mode = WAL")
+            _log_ahead(made)
             made.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last commits, never the file
             self._of_thread.connection = made
         return self._of_thread.connection
+
+
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead mode. Several that do so to a new file at once SQLite does not let wait, but refuses."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not _switched(connection, time.monotonic() > deadline):
+        time.sleep(_RETRY_SECONDS)
+
+
+def _switched(connection: sqlite3.Connection, last_try: bool) -> bool:
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError as error:
+        if last_try or "locked" not in str(error):
+            raise
+        return False
+    return True

@@ -179,6 +179,27 @@ def test_eight_writers_lose_nothing_while_snapshots_are_loaded(opening):
     store.close()
 
 
+OPENER = """
+import sys
+from serving.topic_queues.sqlite_store import SqliteStore
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(60):
+    SqliteStore(f"{sys.argv[1]}/{number}").close()
+"""
+
+
+def test_many_may_open_a_new_file_at_once(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    openers = [subprocess.Popen([sys.executable, "-c", OPENER, str(tmp_path)], cwd=ROOT, **pipes) for _ in range(8)]
+    for opener in openers:
+        assert opener.stdout.readline() == "ready\n"
+    for opener in openers:
+        opener.stdin.write("\n")
+        opener.stdin.flush()
+    assert [opener.communicate(timeout=120) and opener.returncode for opener in openers] == [0] * 8
+
+
 def test_a_reader_never_sees_a_part_of_a_snapshot(make_store):
     store = make_store(fresh_share=1.0)
     worlds = [[Video(f"{world}{i}", ("t", "u"), 0, 0) for i in range(1500)] for world in "ab"]
