@@ -141,23 +141,20 @@ def _runs(
             side: not (options.only_missing and results.has(protocol, side, name, seed)) for side in ("ours", "peer")
         }
         if wanted["ours"] and not options.peers_only:
-            yield "ours", name, _ours(protocol, name, seed, arrays, options)
+            yield "ours", name, measured(protocol, name, seed, arrays, options.epochs)
         if wanted["peer"] and name in PEERS and options.peer_python:
             yield "peer", name, _peer(protocol, name, seed, path, arrays, options)
 
 
-def _ours(
-    protocol: str, name: str, seed: int, arrays: dict[str, np.ndarray], options: argparse.Namespace
-) -> dict[str, Any]:
+def measured(protocol: str, name: str, seed: int, arrays: dict[str, np.ndarray], epochs: int) -> dict[str, Any]:
+    """One of `OURS` trained on the train rows of a protocol, and how good and how fast it is on the test rows."""
     contract = movielens.contract(protocol)
     if protocol == "B" and name not in WITH_HISTORY:
         contract = movielens.without_history(contract)
     sizes = json.loads(str(arrays["about"]))["vocabulary_sizes"]
     config = Config.of(OURS[name], "model")
-    training = TrainingConfig(
-        epochs=options.epochs, patience=PATIENCE.get(name, PATIENCE["ours"]), batch_size=BATCH, seed=seed
-    )
-    splits = {part: split_of(contract, arrays, part) for part in movielens.SPLITS}
+    training = TrainingConfig(epochs=epochs, patience=PATIENCE.get(name, PATIENCE["ours"]), batch_size=BATCH, seed=seed)
+    splits = {part: _split(contract, arrays, part) for part in movielens.SPLITS}
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         model = fit(
@@ -190,7 +187,7 @@ def _ours(
     return measure
 
 
-def split_of(contract: Contract, arrays: dict[str, np.ndarray], part: str) -> Split:
+def _split(contract: Contract, arrays: dict[str, np.ndarray], part: str) -> Split:
     columns = {feature.name: arrays[f"{part}/{feature.name}"] for feature in contract.inputs}
     columns[contract.label.name] = arrays[f"{part}/label"]
     return Split(contract, (), {}, len(arrays[f"{part}/label"]), columns)

@@ -249,8 +249,9 @@ def _met(
 
 
 def _rows(model: Trained, split: Split, data: Data) -> Iterator[np.ndarray]:
-    """Scores of all videos for each row."""
-    return (scores for _, scores in _met(model, _described(model, data), split))
+    """Scores of all videos for each row; nothing is described before somebody asks."""
+    for _, scores in _met(model, _described(model, data), split):
+        yield scores
 
 
 def judge(model: Trained, data: Data, seed: int) -> dict[str, float]:

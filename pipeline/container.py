@@ -11,23 +11,24 @@ import runpy
 from pathlib import Path
 
 from tfx.orchestration.kubeflow.v2 import compiler_utils
+from tfx.utils import name_utils
 
+from components.content_embedder.artifact import ContentVectors
+from components.frame_embedder.artifact import FrameVectors
+from components.topic_learner.artifact import Topics
+from components.topic_queues.artifact import QueueSnapshot
 from transform import file_systems
 
 ENTRY = "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # of a pod's service account, as Kubernetes mounts it
 
-ARTIFACTS = {  # title: where its class is
-    "shortlist.ContentVectors": "components.content_embedder.artifact.ContentVectors",
-    "shortlist.FrameVectors": "components.frame_embedder.artifact.FrameVectors",
-    "shortlist.QueueSnapshot": "components.topic_queues.artifact.QueueSnapshot",
-    "shortlist.Topics": "components.topic_learner.artifact.Topics",
-}
+ARTIFACTS = (ContentVectors, FrameVectors, QueueSnapshot, Topics)
 
 
 def name_artifacts() -> None:
     """Say where the classes of our artifacts are, where TFX's entry point looks."""
-    compiler_utils.TITLE_TO_CLASS_PATH.update(ARTIFACTS)
+    paths = {kind.TYPE_NAME: name_utils.get_full_name(kind) for kind in ARTIFACTS}
+    compiler_utils.TITLE_TO_CLASS_PATH.update(paths)
 
 
 def name_namespace(account: Path = ACCOUNT) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from ml_metadata import proto
 from ml_metadata.metadata_store import MetadataStore
-from tfx.dsl.io import fileio
 
+from components.world import files
 from pipeline.config import RunConfig, SpanSettings
 from pipeline.models import MODELS
 from pipeline.training_pipeline import Span
@@ -78,12 +78,12 @@ def _check_drift(spans: SpanSettings, contract: Contract) -> None:
 def _warm_start(config: RunConfig, number: int, last: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, str]:
     """The served models of impressions that left something to start from; of a span run again, those of before."""
     names = [name for name in config.models if MODELS[name].examples == "impressions"]
-    served = {name: paths[name] for name in names if fileio.isdir(f"{paths[name]}/{FOLDER}")}
+    served = {name: paths[name] for name in names if files.is_folder(f"{paths[name]}/{FOLDER}")}
     if last.get("span") != number:
         return served
     started = {name: path for name, path in last["warm_start"].items() if name in names}
     for path in started.values():
-        if not fileio.isdir(path):
+        if not files.is_folder(path):
             raise ContractError(
                 f"{path}: span {number} started from this model, which is gone: go on with the next span"
             )
@@ -125,21 +125,16 @@ def collect(connection: proto.ConnectionConfig, root: str, keep: int, needed: se
     old = [a for a in artifacts if a.state == proto.Artifact.LIVE and a.uri not in kept and a.uri.startswith(root)]
     folders = {artifact.uri for artifact in old}
     for model in _children(f"{root}/models"):
-        versions = sorted((path for path in _children(model) if path.rpartition("/")[2].isdigit()), key=_version)
-        folders |= set(versions[:-keep])
+        folders |= {f"{model}/{version}" for version in files.versions(model)[:-keep]}
     folders |= set(_children(f"{root}/vocabularies"))
-    removed = [folder for folder in folders - needed if fileio.isdir(folder)]
+    removed = [folder for folder in folders - needed if files.is_folder(folder)]
     for folder in removed:
-        fileio.rmtree(folder)
+        files.remove_folder(folder)
     for artifact in old:
         artifact.state = proto.Artifact.DELETED
     store.put_artifacts(old)
     return len(removed)
 
 
-def _version(path: str) -> int:
-    return int(path.rpartition("/")[2])
-
-
 def _children(folder: str) -> list[str]:
-    return [f"{folder}/{name.rstrip('/')}" for name in fileio.listdir(folder)] if fileio.isdir(folder) else []
+    return [f"{folder}/{name}" for name in files.names(folder)] if files.is_folder(folder) else []

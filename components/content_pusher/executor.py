@@ -39,7 +39,7 @@ class Executor(base_executor.BaseExecutor):
             FileNotFoundError: Files of an input are gone.
         """
         destination, settings = exec_properties["push_destination"], json.loads(exec_properties["settings_json"])
-        last = max(map(int, versions(destination)), default=0)
+        last = max(map(int, files.versions(destination)), default=0)
         version = f"{destination}/{max(int(time.time()), last + 1)}"
         manifest = {}
         for name, artifacts in input_dict.items():
@@ -69,22 +69,16 @@ def _count(folder: str) -> int:
     return sum(len(names) for _, _, names in fileio.walk(folder)) if fileio.isdir(folder) else 0
 
 
-def versions(destination: str) -> list[str]:
-    """The versions below a push destination, oldest first, whole or not."""
-    names = files.names(destination) if files.is_folder(destination) else []
-    return sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
-
-
 def whole_versions(destination: str) -> list[str]:
-    """Those whose push came to its end, oldest first."""
-    return [version for version in versions(destination) if files.is_file(f"{destination}/{version}/{MANIFEST}")]
+    """The versions below a push destination whose push came to its end, oldest first."""
+    return [version for version in files.versions(destination) if files.is_file(f"{destination}/{version}/{MANIFEST}")]
 
 
 def _clean(destination: str) -> None:
     """Removes old versions, and what earlier pushes left that came to no end."""
     whole = whole_versions(destination)
     kept = whole[-KEPT:]
-    for version in versions(destination):
+    for version in files.versions(destination):
         if version not in kept and int(version) < int(kept[-1]):
             if version in whole:  # first of all, so that nobody starts to copy it
                 fileio.remove(f"{destination}/{version}/{MANIFEST}")

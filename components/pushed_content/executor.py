@@ -38,22 +38,22 @@ class Executor(base_executor.BaseExecutor):
         """
         destination, wanted = exec_properties["push_destination"], json.loads(exec_properties["settings_json"])
         to = {name: artifact_utils.get_single_uri(output_dict[name]) for name in wanted}
-        version = _newest(destination, wanted)
+        version, expected = _newest(destination, wanted)
         while True:
             try:
                 for name, uri in to.items():
-                    _take(f"{destination}/{version}", name, uri)
+                    _take(f"{destination}/{version}/{name}", uri, expected[name])
                 break
             except (FileNotFoundError, tf.errors.NotFoundError):
-                gone, version = version, _newest(destination, wanted)
+                gone, (version, expected) = version, _newest(destination, wanted)
                 if version == gone:
                     raise
         logging.info("took version %s of %s", version, destination)
 
 
-def _newest(destination: str, wanted: dict[str, Any]) -> str:
-    """The newest version, which has what is wanted."""
-    version = max(whole_versions(destination), key=int, default="")
+def _newest(destination: str, wanted: dict[str, Any]) -> tuple[str, dict[str, int]]:
+    """The newest version, which has what is wanted, and how many files of each."""
+    version = next(reversed(whole_versions(destination)), "")
     pushed = _manifest(f"{destination}/{version}") if version else {}
     remedy = "run the content stream of the same configuration first"
     for name, settings in wanted.items():
@@ -65,14 +65,14 @@ def _newest(destination: str, wanted: dict[str, Any]) -> str:
                 f"{destination}/{version}: expected {name} by the settings {json.dumps(settings)}, got "
                 f"{json.dumps(pushed[name]['settings'])}: {remedy}"
             )
-    return version
+    return version, {name: pushed[name]["files"] for name in wanted}
 
 
-def _take(version: str, name: str, to: str) -> None:
+def _take(source: str, to: str, expected: int) -> None:
     """Copy a part, all of it."""
-    expected, got = _manifest(version)[name]["files"], copy(f"{version}/{name}", to)
+    got = copy(source, to)
     if got != expected:
-        raise FileNotFoundError(f"{version}/{name}: expected {expected} files, got {got}: some were removed")
+        raise FileNotFoundError(f"{source}: expected {expected} files, got {got}: some were removed")
 
 
 def _manifest(version: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
+from components.world import files
 from transform.clip_settings import SHAPE_FILE
 
 SERVED_VERSION = "served_version"  # property of the baseline; "" where it is empty
@@ -50,11 +51,8 @@ def served_version(push_destination: str) -> str:
     `variables/variables.index`. Pusher copies straight into that folder, so a push cut off before either file was
     written does not count. Only that the two files exist is checked, not what is in them or that the rest is there.
     """
-    if not fileio.isdir(push_destination):
-        return ""
-    names = [name.rstrip("/") for name in fileio.listdir(push_destination)]
-    numbered = [name for name in names if name.isascii() and name.isdigit()]
-    return max((n for n in numbered if is_model(os.path.join(push_destination, n))), key=int, default="")
+    newest_first = reversed(files.versions(push_destination))
+    return next((n for n in newest_first if is_model(os.path.join(push_destination, n))), "")
 
 
 def clip_shape(model: str) -> str:

@@ -55,6 +55,12 @@ def names(folder: str) -> list[str]:
     return sorted(name.rstrip("/") for name in found)
 
 
+def versions(folder: str) -> list[str]:
+    """What is numbered in a folder, smallest first: names of ASCII digits. None where there is no such folder."""
+    found = names(folder) if is_folder(folder) else []
+    return sorted((name for name in found if name.isascii() and name.isdigit()), key=int)
+
+
 def make_folder(path: str) -> None:
     """Make the folder and those above it; one that is there is left alone."""
     _gfile().makedirs(path) if is_remote(path) else os.makedirs(path, exist_ok=True)

@@ -83,12 +83,12 @@ def test_a_version_that_is_not_whole_is_not_taken_and_makes_no_other_go(streams)
     versions.append(streams.push("next", "topics"))
     assert int(versions[-1]) == int(versions[0]) + 101 + KEPT
     assert streams.take("topics") == {"topics/videos/part": "next topics"}
-    assert pusher.versions(streams.pushed) == versions
+    assert files.versions(streams.pushed) == versions
 
 
 def test_only_the_last_versions_are_kept(streams):
     pushed = [streams.push(str(number), "topics") for number in range(KEPT + 2)]
-    assert pusher.versions(streams.pushed) == pusher.whole_versions(streams.pushed) == pushed[-KEPT:]
+    assert files.versions(streams.pushed) == pusher.whole_versions(streams.pushed) == pushed[-KEPT:]
 
 
 def test_a_version_that_goes_while_it_is_copied_is_left_for_a_newer_one(streams, monkeypatch):

@@ -74,9 +74,7 @@ class World:
         examples, content = standard_artifacts.Examples(), ContentVectors()
         examples.uri, content.uri = str(self.folder / f"clips{self.runs}"), str(self.folder / f"content{self.runs}")
         write_clips(Path(examples.uri), titles)
-        context = base_beam_executor.BaseBeamExecutor.Context(
-            beam_pipeline_args=["--runner=DirectRunner", "--direct_running_mode=in_memory"], tmp_dir=str(self.folder)
-        )
+        context = base_beam_executor.BaseBeamExecutor.Context(tmp_dir=str(self.folder))
         properties = {"push_destination": str(self.folder / "served"), "store": str(self.folder / "store")}
         properties["clip_shape"] = settings.shape
         executor.Executor(context).Do({"examples": [examples]}, {"content": [content]}, properties)

@@ -44,7 +44,7 @@ def run(
     clips = standard_artifacts.Examples()
     clips.set_int_custom_property("key_frames", 2)
     given = {"clips": [clips]} if with_clips else {}
-    context = BaseBeamExecutor.Context(beam_pipeline_args=["--runner=DirectRunner"], tmp_dir=uri, unique_id="1")
+    context = BaseBeamExecutor.Context(tmp_dir=uri, unique_id="1")
     properties = {"world": world, "settings_json": FrameSettings(encoder=encoder).model_dump_json()}
     Executor(context).Do(given, {"frames": [made]}, properties)
     frames = read(uri)

@@ -66,7 +66,7 @@ def execute(
     if content is not None:  # in two parts, as ContentEmbedder writes them
         tables.write_table(f"{vectors.uri}/content", "one", content.slice(0, 1))
         tables.write_table(f"{vectors.uri}/content", "two", content.slice(1))
-    context = BaseBeamExecutor.Context(beam_pipeline_args=["--runner=DirectRunner"], tmp_dir=str(folder), unique_id="1")
+    context = BaseBeamExecutor.Context(tmp_dir=str(folder), unique_id="1")
     properties = {"world": world, "contract_json": contract.to_json(), "splits_json": SPLITS, "rows_per_partition": 5}
     Executor(context).Do(given, {"examples": [examples]}, properties)
     return examples.uri

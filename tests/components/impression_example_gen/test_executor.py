@@ -35,7 +35,7 @@ FAULTY = [
 def _execute(world, folder: Path, contract, splits=SPLITS, rows_per_partition=100_000):
     examples = standard_artifacts.Examples()
     examples.uri = str(folder)
-    context = BaseBeamExecutor.Context(beam_pipeline_args=["--runner=DirectRunner"], tmp_dir=str(folder), unique_id="1")
+    context = BaseBeamExecutor.Context(tmp_dir=str(folder), unique_id="1")
     properties = {"world": world, "contract_json": contract.to_json(), "splits_json": splits}
     Executor(context).Do({}, {"examples": [examples]}, {**properties, "rows_per_partition": rows_per_partition})
     return examples

@@ -57,9 +57,7 @@ class World:
             with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
                 for video in sorted(videos)[part::2]:
                     writer.write(example(video, *videos[video]))
-        context = base_beam_executor.BaseBeamExecutor.Context(
-            beam_pipeline_args=["--runner=DirectRunner", "--direct_running_mode=in_memory"], tmp_dir=str(self.folder)
-        )
+        context = base_beam_executor.BaseBeamExecutor.Context(tmp_dir=str(self.folder))
         properties = {
             "push_destination": str(self.folder / "served"),
             "store": str(self.folder / "store"),

@@ -65,9 +65,7 @@ class Counting:
         self.runs += 1
         snapshot = QueueSnapshot()
         snapshot.uri = str(self.folder / f"snapshot{self.runs}")
-        context = base_beam_executor.BaseBeamExecutor.Context(
-            beam_pipeline_args=["--runner=DirectRunner", "--direct_running_mode=in_memory"], tmp_dir=str(self.folder)
-        )
+        context = base_beam_executor.BaseBeamExecutor.Context(tmp_dir=str(self.folder))
         inputs = {"topics": [topics]} if topics else {}
         properties = {"world": str(self.folder), "contract_json": parse(CONTRACT).to_json()}
         properties["queues_json"] = queues.model_dump_json()

@@ -46,7 +46,7 @@ def run(world: str, uri: str, with_clips: bool) -> standard_artifacts.Examples:
     clips = standard_artifacts.Examples()
     clips.set_int_custom_property("key_frames", 4 if with_clips else 0)
     given = {"clips": [clips]}
-    context = BaseBeamExecutor.Context(beam_pipeline_args=["--runner=DirectRunner"], tmp_dir=uri, unique_id="1")
+    context = BaseBeamExecutor.Context(tmp_dir=uri, unique_id="1")
     Executor(context).Do(given, {"examples": [examples]}, {**properties, "cover_size": SIZE})
     return examples
 
