@@ -144,9 +144,9 @@ def records(pattern: str) -> list[bytes]:
     return sorted(tf.train.Example.FromString(r).SerializeToString(deterministic=True) for r in found)
 
 
-def rows(folder: Path) -> list[str]:
+def rows(*files: Path) -> list[str]:
     """Every row of a table in parts, sorted."""
-    return sorted(map(repr, pa.concat_tables(map(pq.read_table, folder.glob("*.parquet"))).to_pylist()))
+    return sorted(map(repr, pa.concat_tables(map(pq.read_table, files)).to_pylist()))
 
 
 def impressions(world: str, folder: Path, beam: list[str], served: str) -> dict[str, list[bytes]]:
@@ -190,21 +190,23 @@ def topics(world: str, folder: Path, beam: list[str], served: str) -> dict[str, 
     inputs = {"examples": described(world, folder, served)}
     execute(TopicExecutor, {"topics": Topics()}, properties, folder, beam, inputs)
     summary = json.loads((folder / "topics" / "summary.json").read_text())
-    return {"videos": rows(folder / "topics" / "video_topics"), "summary": sorted(map(repr, summary.items()))}
+    learned = {name: rows(folder / "topics" / f"{name}.parquet") for name in ("video_topics", "tag_pairs")}
+    parts = rows(*(folder / "topics" / "videos").glob("*.parquet"))
+    return {**learned, "videos": parts, "summary": sorted(map(repr, summary.items()))}
 
 
 def content(world: str, folder: Path, beam: list[str], served: str) -> dict[str, list[str]]:
     properties = {"push_destination": f"{served}/clips", "clip_shape": CLIPS.shape, "store": f"{folder}/store"}
     inputs = {"examples": described(world, folder, served)}
     execute(ContentExecutor, {"content": ContentVectors()}, properties, folder, beam, inputs)
-    return {name: rows(folder / "content" / name) for name in ("content", "frames")}
+    return {name: rows(*(folder / "content" / name).glob("*.parquet")) for name in ("content", "frames")}
 
 
 def queues(world: str, folder: Path, beam: list[str], served: str) -> dict[str, list[str]]:
     properties = {"world": world, "contract_json": CONTRACT, "queues_json": "{}"}
     execute(QueueExecutor, {"snapshot": QueueSnapshot()}, properties, folder, beam)
     return {
-        "videos": rows(folder / "snapshot" / "videos"),
+        "videos": rows(*(folder / "snapshot" / "videos").glob("*.parquet")),
         "counts": [(folder / "snapshot" / "snapshot.json").read_text()],
     }
 
