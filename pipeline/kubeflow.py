@@ -24,7 +24,7 @@ _BUCKETS = ("gs://", "s3://", "minio://")
 
 
 def compile_spec(
-    config: RunConfig, world: str, root: str, models: str, image: str, half: training_pipeline.Half | None = None
+    config: RunConfig, world: str, root: str, models: str, image: str, stream: training_pipeline.Stream | None = None
 ) -> dict[str, Any]:
     """The PipelineJob of a run as a dictionary.
 
@@ -38,11 +38,11 @@ def compile_spec(
         root: Folder of artifacts that the cluster can write.
         models: Push destination that the cluster can write: the parameter's default.
         image: Container image with Shortlist installed, best by digest (NAME@sha256:...).
-        half: See `training_pipeline.components`; both halves need the same push destination.
+        stream: See `training_pipeline.components`; both need the same push destination.
 
     Raises:
         ContractError: Two of the folders are one; the feed is to be checked by Docker; `kubeflow` of the
-            configuration names a step that there is not, or a file that is no TFJob; or there are no halves.
+            configuration names a step that there is not, or a file that is no TFJob; or there are no two streams.
     """
     if len({world, models, root}) < 3:
         raise contracts.ContractError(
@@ -53,7 +53,7 @@ def compile_spec(
         raise contracts.ContractError(
             "serving_check: a step on Kubeflow has no Docker engine: set `by: kubernetes` or `by: model_server`"
         )
-    if half:
+    if stream:
         _refuse_one_stream(config)
     contract = contracts.load(config.contract)
     jobs = {name: _training_job(path, image) for name, path in config.kubeflow.training_jobs.items()}
@@ -66,12 +66,12 @@ def compile_spec(
         models=models,
         training_jobs=jobs,
     )
-    halves: tuple[training_pipeline.Half | None, ...] = (None, "content", "feed") if half else (None,)
-    built = {each: training_pipeline.build(config, contract, at, {}, cache=False, half=each) for each in halves}
+    streams: tuple[training_pipeline.Stream | None, ...] = (None, "content", "feed") if stream else (None,)
+    built = {each: training_pipeline.build(config, contract, at, {}, cache=False, stream=each) for each in streams}
     runner = kubeflow_v2_dag_runner.KubeflowV2DagRunner(
         kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True)
     )
-    job: dict[str, Any] = runner.run(built[half], write_out=False)
+    job: dict[str, Any] = runner.run(built[stream], write_out=False)
     _open(job, world, models, root)
     _settle(job["pipelineSpec"], config, {node.id for pipeline in built.values() for node in pipeline.components})
     if mounted := _mounted(config.kubeflow):

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from transform.clip_settings import ClipSettings
 
-Stream = Literal["clips", "videos", "impressions"]
+Examples = Literal["clips", "videos", "impressions"]
 
-PREPROCESSING: dict[Stream, str] = {  # given to Transform; models of one stream share what it makes
+PREPROCESSING: dict[Examples, str] = {  # given to Transform; models of the same examples share what it makes
     "clips": "transform.clips.preprocessing_fn",
     "videos": "transform.videos.preprocessing_fn",
     "impressions": "transform.impressions.preprocessing_fn",
@@ -51,7 +51,7 @@ class ModelEntry:
     settings: str
     training_settings: str = "trainer.training.TrainingConfig"
     metrics: tuple[str, ...] = RANKING
-    examples: Stream = "impressions"
+    examples: Examples = "impressions"
     frames: bool = False
 
 

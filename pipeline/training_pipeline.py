@@ -57,7 +57,7 @@ from pipeline.models import (
     RANKING,
     REPRESENTATION,
     RETRIEVAL,
-    Stream,
+    Examples,
 )
 from transform import videos
 from transform.clip_settings import ClipSettings
@@ -65,10 +65,9 @@ from transform.contract import Contract, Kind
 from transform.feed import FeedSettings
 
 HANDED_OVER = "components.trainer.workers.run_fn"
-# Half a run, one of its two streams, for an engine that lets each have its own pace: what is learned of videos, or all
-# that comes after.
-Half = Literal["content", "feed"]
-_LEARNED = "content"  # the folder beside the models that one half leaves for the other
+# Part of a run, for an engine that lets each have its own pace: what is learned of videos, or all that comes after.
+Stream = Literal["content", "feed"]
+_LEARNED = "content"  # the folder beside the models that one stream leaves for the other
 _UNFIT = "the examples do not fit the schema of the contract: mend the data or the contract"
 _DRIFTED = "the examples are unlike those of the span before: mend the data, or allow the feature more in spans.drift"
 
@@ -119,12 +118,12 @@ class Span:
 
 
 @dataclass(frozen=True)
-class _Stream:
+class _Source:
     """Examples that models learn from, with what goes before and beside them.
 
     Attributes:
         kind: Which.
-        nodes: All of the stream up to the examples.
+        nodes: All up to the examples.
         examples: The node that makes them.
         schema: The node of their schema.
         parameters: What Transform and Trainer are told.
@@ -133,7 +132,7 @@ class _Stream:
         frames: What the frames of videos look like, where that is known.
     """
 
-    kind: Stream
+    kind: Examples
     nodes: list[base_node.BaseNode]
     examples: base_node.BaseNode
     schema: base_node.BaseNode
@@ -153,17 +152,17 @@ class _Run:
     judgements: dict[str, str]
     span: Span | None
 
-    def add_models(self, stream: _Stream, nodes: list[base_node.BaseNode]) -> dict[str, base_node.BaseNode]:
-        """Add a stream to the nodes, with all models that learn from it; give their Pushers by name."""
-        nodes += stream.nodes
-        names = [name for name in self.config.models if MODELS[name].examples == stream.kind]
+    def add_models(self, source: _Source, nodes: list[base_node.BaseNode]) -> dict[str, base_node.BaseNode]:
+        """Add examples to the nodes, with all models that learn from them; give their Pushers by name."""
+        nodes += source.nodes
+        names = [name for name in self.config.models if MODELS[name].examples == source.kind]
         if not names:
             return {}
-        transform = _transform(stream, stream.kind if len(self.config.models) > 1 else "")
+        transform = _transform(source, source.kind if len(self.config.models) > 1 else "")
         nodes.append(transform)
         pushers = {}
         for name in names:
-            chain = _model_nodes(name, self, stream, transform)
+            chain = _model_nodes(name, self, source, transform)
             nodes += chain
             pushers[name] = chain[-1]
         return pushers
@@ -184,7 +183,7 @@ def components(
     at: Locations,
     judgements: dict[str, str],
     span: Span | None = None,
-    half: Half | None = None,
+    stream: Stream | None = None,
 ) -> list[base_node.BaseNode]:
     """All nodes of a run in topological order: clips to content vectors, videos to topics, then impressions.
 
@@ -195,12 +194,12 @@ def components(
         judgements: For each model, what its judgement is cached under, see `pipeline.judgement`; for those that
             describe videos or make up the feed, where the run does not train them, the version being served.
         span: The time that impressions are of; None: all there is.
-        half: `content`: what is learned of videos, which is left beside the models; `feed`: the models of impressions
+        stream: `content`: what is learned of videos, which is left beside the models; `feed`: the models of impressions
             and the feed, with what was left there last. None: both, one after the other.
     """
     run, nodes = _Run(config, contract, at, judgements, span), list[base_node.BaseNode]()
-    learned = _pushed_content(run, nodes) if half == "feed" else _content(run, nodes)
-    if half == "content":
+    learned = _pushed_content(run, nodes) if stream == "feed" else _content(run, nodes)
+    if stream == "content":
         settings = json.dumps(_settings_of_content(config))
         return [*nodes, ContentPusher(f"{at.models}/{_LEARNED}", settings, **learned)]
     of_impressions = any(MODELS[name].examples == "impressions" for name in config.models)
@@ -228,22 +227,22 @@ def _content(run: _Run, nodes: list[base_node.BaseNode]) -> dict[str, types.Base
     config, at = run.config, run.at
     clip_examples = content = topics = frames = None
     if config.clips is not None:
-        stream = _clips(run, config.clips)
-        clip_examples = stream.examples.outputs["examples"]
+        source = _clips(run, config.clips)
+        clip_examples = source.examples.outputs["examples"]
         content = ContentEmbedder(
             examples=clip_examples,
             clip_shape=config.clips.shape,
             store=f"{at.root}/content",
-            **run.served_model(CLASSIFIER, run.add_models(stream, nodes)),
+            **run.served_model(CLASSIFIER, run.add_models(source, nodes)),
         )
         nodes.append(content)
     if config.topics is not None:
-        stream = _videos(run, config.topics, clip_examples)
+        source = _videos(run, config.topics, clip_examples)
         topics = TopicLearner(
-            examples=stream.examples.outputs["examples"],
+            examples=source.examples.outputs["examples"],
             store=f"{at.root}/topics",
             settings_json=config.topics.model_dump_json(),
-            **run.served_model(REPRESENTATION, run.add_models(stream, nodes)),
+            **run.served_model(REPRESENTATION, run.add_models(source, nodes)),
         )
         nodes.append(topics)
     if config.frames is not None:
@@ -259,7 +258,7 @@ def _content(run: _Run, nodes: list[base_node.BaseNode]) -> dict[str, types.Base
 
 
 def _pushed_content(run: _Run, nodes: list[base_node.BaseNode]) -> dict[str, types.BaseChannel | None]:
-    """As `_content`, of what the other half pushed."""
+    """As `_content`, of what the other stream pushed."""
     wanted = _settings_of_content(run.config)
     pushed = PushedContent(f"{run.at.models}/{_LEARNED}", json.dumps(wanted))
     nodes.append(pushed)
@@ -319,7 +318,7 @@ def _pusher(run: _Run, name: str, **channels: types.BaseChannel) -> Pusher:
     return Pusher(push_destination=pusher_pb2.PushDestination(filesystem=folder), **channels)
 
 
-def _clips(run: _Run, settings: ClipSettings) -> _Stream:
+def _clips(run: _Run, settings: ClipSettings) -> _Source:
     """The world's media as clips. Their examples need no validation: ClipExampleGen alone gives them their shape."""
     examples = ClipExampleGen(
         world=run.at.world,
@@ -330,10 +329,10 @@ def _clips(run: _Run, settings: ClipSettings) -> _Stream:
     )
     schema = ExampleSchema(module="transform.clips").with_id("ClipSchema")
     parameters = {"clips": settings.to_json(), "fingerprint": run.at.clips_fingerprint}
-    return _Stream("clips", [examples, schema], examples, schema, parameters, [], settings.shape)
+    return _Source("clips", [examples, schema], examples, schema, parameters, [], settings.shape)
 
 
-def _videos(run: _Run, settings: TopicSettings, clips: types.BaseChannel | None) -> _Stream:
+def _videos(run: _Run, settings: TopicSettings, clips: types.BaseChannel | None) -> _Source:
     """What is known of each video; VideoExampleGen alone gives these examples their shape."""
     examples = VideoExampleGen(
         world=run.at.world,
@@ -345,10 +344,10 @@ def _videos(run: _Run, settings: TopicSettings, clips: types.BaseChannel | None)
     )
     schema = ExampleSchema(module="transform.videos").with_id("VideoSchema")
     parameters = {"fingerprint": run.at.videos_fingerprint}
-    return _Stream("videos", [examples, schema], examples, schema, parameters, [], videos.shape(settings.cover_size))
+    return _Source("videos", [examples, schema], examples, schema, parameters, [], videos.shape(settings.cover_size))
 
 
-def _impressions(run: _Run, learned: dict[str, types.BaseChannel | None]) -> _Stream:
+def _impressions(run: _Run, learned: dict[str, types.BaseChannel | None]) -> _Source:
     contract_json, splits = run.contract.to_json(), run.config.splits.model_dump()
     if run.span:
         splits |= dict(zip(("since", "until"), run.span.window, strict=True))
@@ -370,7 +369,7 @@ def _impressions(run: _Run, learned: dict[str, types.BaseChannel | None]) -> _St
     if run.span and run.span.known_vocabularies:
         parameters["known_vocabularies"] = run.span.known_vocabularies
     gates = [node for node in nodes if isinstance(node, AnomalyGate)]
-    return _Stream("impressions", nodes, examples, schema, parameters, gates, frames=learned["frames"])
+    return _Source("impressions", nodes, examples, schema, parameters, gates, frames=learned["frames"])
 
 
 def _drift_nodes(run: _Run, statistics: base_node.BaseNode) -> list[base_node.BaseNode]:
@@ -397,14 +396,14 @@ def _drift_nodes(run: _Run, statistics: base_node.BaseNode) -> list[base_node.Ba
     return [before, validator, gate.with_id("AnomalyGate.drift")]
 
 
-def _transform(stream: _Stream, name: str) -> base_node.BaseNode:
-    """What all models of a stream share. Pictures stay where they are; the trainer applies the graph to the texts."""
-    materialize = stream.kind == "impressions"
+def _transform(source: _Source, name: str) -> base_node.BaseNode:
+    """What all models of one source share. Pictures stay where they are; the trainer applies the graph to the texts."""
+    materialize = source.kind == "impressions"
     transform = Transform(
-        examples=stream.examples.outputs["examples"],
-        schema=stream.schema.outputs["schema"],
-        preprocessing_fn=PREPROCESSING[stream.kind],
-        custom_config=stream.parameters,
+        examples=source.examples.outputs["examples"],
+        schema=source.schema.outputs["schema"],
+        preprocessing_fn=PREPROCESSING[source.kind],
+        custom_config=source.parameters,
         splits_config=transform_pb2.SplitsConfig(
             analyze=["train"], transform=["train", "valid"] if materialize else []
         ),
@@ -412,25 +411,25 @@ def _transform(stream: _Stream, name: str) -> base_node.BaseNode:
         disable_analyzer_cache=True,  # for ranges of spans; a fifth of the time otherwise
         disable_statistics=True,  # StatisticsGen has them, and nobody reads these
     )
-    for node in stream.waits_for:
+    for node in source.waits_for:
         transform.add_upstream_node(node)
     return transform.with_id(f"Transform.{name}" if name else "Transform")
 
 
-def _model_nodes(name: str, run: _Run, stream: _Stream, transform: base_node.BaseNode) -> list[base_node.BaseNode]:
+def _model_nodes(name: str, run: _Run, source: _Source, transform: base_node.BaseNode) -> list[base_node.BaseNode]:
     """Trainer to Pusher of one model."""
     model, entry = run.config.models[name], MODELS[name]
-    examples, schema = stream.examples.outputs["examples"], stream.schema.outputs["schema"]
-    of_covers = {"cover_size": run.config.topics.cover_size} if run.config.topics and stream.kind == "videos" else {}
+    examples, schema = source.examples.outputs["examples"], source.schema.outputs["schema"]
+    of_covers = {"cover_size": run.config.topics.cover_size} if run.config.topics and source.kind == "videos" else {}
     job = run.at.training_jobs.get(name)
     trainer = Trainer(
         run_fn=HANDED_OVER if job else entry.run_fn,
-        examples=transform.outputs["transformed_examples"] if stream.kind == "impressions" else examples,
+        examples=transform.outputs["transformed_examples"] if source.kind == "impressions" else examples,
         raw_examples=examples,
         transform_graph=transform.outputs["transform_graph"],
         schema=schema,
         custom_config={
-            **stream.parameters,
+            **source.parameters,
             "model": {**model.model, **of_covers},
             "training": model.training,
             "checkpoint_dir": f"{run.at.root}/checkpoints/{name}",
@@ -438,13 +437,13 @@ def _model_nodes(name: str, run: _Run, stream: _Stream, transform: base_node.Bas
             "warm_start": run.span.warm_start.get(name, "") if run.span else "",
             **({"training_job": job, "run_fn": entry.run_fn} if job else {}),
         },
-        frames=stream.frames if entry.frames else None,
+        frames=source.frames if entry.frames else None,
     )
     baseline = ServingBaseline(
         candidate=trainer.outputs["model"],
         push_destination=f"{run.at.models}/{name}",
         served_version=run.judgements.get(name, ""),
-        clip_shape=stream.shape,
+        clip_shape=source.shape,
     )
     evaluator = Evaluator(
         examples=examples,
@@ -480,7 +479,7 @@ def build(
     metadata: object | None = None,
     cache: bool = True,
     span: Span | None = None,
-    half: Half | None = None,
+    stream: Stream | None = None,
 ) -> tfx_pipeline.Pipeline:
     """The TFX pipeline of a run, for a local or a Kubeflow runner.
 
@@ -492,12 +491,12 @@ def build(
         metadata: MLMD connection; None where the engine brings its own.
         cache: Whether a node whose inputs did not change is skipped.
         span: See `components`.
-        half: See `components`.
+        stream: See `components`.
     """
     return tfx_pipeline.Pipeline(
-        pipeline_name=f"{config.name}-{half}" if half else config.name,
+        pipeline_name=f"{config.name}-{stream}" if stream else config.name,
         pipeline_root=f"{at.root}/artifacts",
-        components=components(config, contract, at, judgements, span, half),
+        components=components(config, contract, at, judgements, span, stream),
         enable_cache=cache,
         metadata_connection_config=metadata,
         beam_pipeline_args=list(config.beam_args),

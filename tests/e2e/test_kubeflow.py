@@ -21,7 +21,7 @@ from tests.pipeline.kubeflow_engine import Engine, TaskFailedError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
-HALVES: tuple[training_pipeline.Half, ...] = ("content", "feed")
+STREAMS: tuple[training_pipeline.Stream, ...] = ("content", "feed")
 CACHED = ["ContractSchema", "ImpressionExampleGen", "StatisticsGen", "ExampleValidator", "AnomalyGate", "Transform"]
 
 
@@ -119,13 +119,13 @@ def test_both_streams_push_what_one_local_run_pushes(world, tmp_path):
     learned = {"topics": {"topics": 4}, "frames": {"encoder": "colours"}}
     config = RunConfig.model_validate({**settings().model_dump(exclude_unset=True), **learned})
     engine, places = Engine(f"{tmp_path}/root", f"{tmp_path}/launcher"), (f"{tmp_path}/root", f"{tmp_path}/nowhere")
-    halves = {half: kubeflow.compile_spec(config, world, *places, "shortlist@sha256:0", half=half) for half in HALVES}
+    specs = {each: kubeflow.compile_spec(config, world, *places, "shortlist@sha256:0", stream=each) for each in STREAMS}
     given = {"models": f"{tmp_path}/models"}
     with pytest.raises(TaskFailedError, match="run the content stream of the same configuration first"):
-        engine.run(only("PushedContent", halves["feed"]), "early", given)
-    engine.run(halves["content"], "daily", given)
+        engine.run(only("PushedContent", specs["feed"]), "early", given)
+    engine.run(specs["content"], "daily", given)
     assert {"TopicLearner", "FrameEmbedder", "ContentPusher"} <= {*engine.started}
-    engine.run(halves["feed"], "hourly", given)
+    engine.run(specs["feed"], "hourly", given)
     assert not {"TopicLearner", "FrameEmbedder"} & {*engine.started}
     local = local_runner.run(config, world, tmp_path / "tiny", Console(quiet=True), tmp_path / "log")
     assert local.outcome == "pushed"

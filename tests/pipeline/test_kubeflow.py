@@ -29,13 +29,15 @@ def job():
 
 
 @pytest.fixture(scope="module")
-def halves():
-    return {half: kubeflow.compile_spec(config.load("demo"), **PLACES, half=half) for half in ("content", "feed")}
+def streams():
+    return {
+        stream: kubeflow.compile_spec(config.load("demo"), **PLACES, stream=stream) for stream in ("content", "feed")
+    }
 
 
 @pytest.mark.parametrize("name", ["movielens_pipeline", "demo_content", "demo_feed"])
-def test_golden_spec_is_unchanged(job, halves, name, tmp_path):
-    spec, golden = halves.get(name.removeprefix("demo_"), job), GOLDEN / f"{name}.json"
+def test_golden_spec_is_unchanged(job, streams, name, tmp_path):
+    spec, golden = streams.get(name.removeprefix("demo_"), job), GOLDEN / f"{name}.json"
     if os.environ.get("REGENERATE_GOLDEN"):
         kubeflow.write_spec(spec, golden)
     kubeflow.write_spec(spec, tmp_path / "spec.json")
@@ -46,31 +48,31 @@ def tasks_of(job):
     return job["pipelineSpec"]["root"]["dag"]["tasks"]
 
 
-def test_the_two_streams_are_the_whole_run_joined_by_what_is_pushed(halves):
+def test_the_two_streams_are_the_whole_run_joined_by_what_is_pushed(streams):
     whole = set(tasks_of(kubeflow.compile_spec(config.load("demo"), **PLACES)))
-    content, feed = (set(tasks_of(halves[half])) for half in ("content", "feed"))
+    content, feed = (set(tasks_of(streams[stream])) for stream in ("content", "feed"))
     assert content & feed == set()
     assert content | feed == whole | {"ContentPusher", "PushedContent"}
     assert {"Trainer.video_classifier", "TopicLearner", "FrameEmbedder"} <= content
     assert {"Trainer.ranker", "TopicQueues", "FeedAssembler"} <= feed
     handed = {"TopicLearner", "ContentEmbedder", "FrameEmbedder"}
-    assert set(tasks_of(halves["content"])["ContentPusher"]["dependentTasks"]) == handed
+    assert set(tasks_of(streams["content"])["ContentPusher"]["dependentTasks"]) == handed
     for reader in ("ImpressionExampleGen", "TopicQueues", "FeedAssembler", "Trainer.jifr"):
-        assert "PushedContent" in tasks_of(halves["feed"])[reader]["dependentTasks"]
+        assert "PushedContent" in tasks_of(streams["feed"])[reader]["dependentTasks"]
     places = [
-        tasks_of(halves[half])[task]["inputs"]["parameters"]["push_destination"]
-        for half, task in (("content", "ContentPusher"), ("feed", "PushedContent"))
+        tasks_of(streams[stream])[task]["inputs"]["parameters"]["push_destination"]
+        for stream, task in (("content", "ContentPusher"), ("feed", "PushedContent"))
     ]
     told = "{{$.inputs.parameters['pipelinechannel--models']}}/content"
     assert places == [{"runtimeValue": {"constant": told}}] * 2
-    names = {half: job["pipelineSpec"]["pipelineInfo"]["name"] for half, job in halves.items()}
+    names = {stream: job["pipelineSpec"]["pipelineInfo"]["name"] for stream, job in streams.items()}
     assert names == {"content": "demo-content", "feed": "demo-feed"}
 
 
-def test_a_container_finds_the_class_of_every_artifact_that_a_spec_names(halves):
+def test_a_container_finds_the_class_of_every_artifact_that_a_spec_names(streams):
     container_of_steps.name_artifacts()
     found = {}
-    for component in (c for job in halves.values() for c in job["pipelineSpec"]["components"].values()):
+    for component in (c for job in streams.values() for c in job["pipelineSpec"]["components"].values()):
         for side in ("inputDefinitions", "outputDefinitions"):
             for about in component.get(side, {}).get("artifacts", {}).values():
                 schema = ArtifactTypeSchema(instance_schema=about["artifactType"]["instanceSchema"])
@@ -87,15 +89,17 @@ def test_a_container_finds_the_class_of_every_artifact_that_a_spec_names(halves)
     assert all(title == name for title, name in ours.items())
 
 
-def test_a_stream_takes_the_settings_of_its_own_steps_and_refuses_names_of_no_stream(halves):
-    def of(half, named):
+def test_a_stream_takes_the_settings_of_its_own_steps_and_refuses_names_of_no_stream(streams):
+    def of(stream, named):
         settings = config.KubeflowSettings.model_validate({"resources": {named: {"cpus": 3}}})
-        return kubeflow.compile_spec(config.load("demo").model_copy(update={"kubeflow": settings}), **PLACES, half=half)
+        return kubeflow.compile_spec(
+            config.load("demo").model_copy(update={"kubeflow": settings}), **PLACES, stream=stream
+        )
 
     assert container(of("feed", "Trainer.ranker"), "Trainer.ranker")["resources"]["cpuLimit"] == 3.0
-    assert tasks_of(of("content", "Trainer.ranker")).keys() == tasks_of(halves["content"]).keys()
+    assert tasks_of(of("content", "Trainer.ranker")).keys() == tasks_of(streams["content"]).keys()
     assert container(of("content", "ContentPusher"), "ContentPusher")["resources"]["cpuLimit"] == 3.0
-    assert tasks_of(of("feed", "ContentPusher")).keys() == tasks_of(halves["feed"]).keys()
+    assert tasks_of(of("feed", "ContentPusher")).keys() == tasks_of(streams["feed"]).keys()
     with pytest.raises(ContractError, match=r"there is no step 'Trainer.rankr'.*Trainer.ranker"):
         of("content", "Trainer.rankr")
 
@@ -103,16 +107,16 @@ def test_a_stream_takes_the_settings_of_its_own_steps_and_refuses_names_of_no_st
 @pytest.mark.parametrize(
     ("name", "why"), [("movielens", "learns nothing of videos"), ("clips", "learns of videos alone")]
 )
-@pytest.mark.parametrize("half", ["content", "feed"])
-def test_a_configuration_without_one_of_the_streams_has_none(name, why, half):
+@pytest.mark.parametrize("stream", ["content", "feed"])
+def test_a_configuration_without_one_of_the_streams_has_none(name, why, stream):
     with pytest.raises(ContractError, match=f"--stream: {name} {why} .*: leave --stream out"):
-        kubeflow.compile_spec(config.load(name), **PLACES, half=half)
+        kubeflow.compile_spec(config.load(name), **PLACES, stream=stream)
 
 
 def test_what_was_pushed_is_never_taken_from_the_cache():
     cached = config.KubeflowSettings(cached=("PushedContent",))
     with pytest.raises(ContractError, match=r"kubeflow\.cached: PushedContent cannot know .*: take it out"):
-        kubeflow.compile_spec(config.load("demo").model_copy(update={"kubeflow": cached}), **PLACES, half="feed")
+        kubeflow.compile_spec(config.load("demo").model_copy(update={"kubeflow": cached}), **PLACES, stream="feed")
 
 
 def test_only_container_and_importer_executors_occur(job):
