@@ -362,6 +362,12 @@ def submit(
     cron: Annotated[
         str | None, typer.Option("--cron", help='Again and again: six fields, as in "0 0 3 * * *" for 3:00.')
     ] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", help="Of the experiment, on a server of many users.")
+    ] = None,
+    service_account: Annotated[
+        str | None, typer.Option("--service-account", help="Whose rights the steps have; default: the server's.")
+    ] = None,
 ) -> None:
     """Start a compiled pipeline on the Kubeflow Pipelines server that KFP_HOST (and KFP_TOKEN) name."""
     with _log_to(Path("runs/submit.log")) as console:
@@ -369,7 +375,7 @@ def submit(
 
         run_id = run_id or (None if cron else _timestamp())
         given = {name: value for name, value in (("world", world), ("models", models), ("run_id", run_id)) if value}
-        kind, number = submitting.submit(spec, experiment, given, cron)
+        kind, number = submitting.submit(spec, experiment, given, cron, namespace, service_account)
         console.print(f"Started {kind} {number} in experiment {experiment}", highlight=False)
 
 

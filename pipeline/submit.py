@@ -22,7 +22,12 @@ _CONCURRENT = 1  # two runs would push into one folder
 
 
 def submit(
-    spec: Path, experiment: str, parameters: Mapping[str, str] | None = None, cron: str | None = None
+    spec: Path,
+    experiment: str,
+    parameters: Mapping[str, str] | None = None,
+    cron: str | None = None,
+    namespace: str | None = None,
+    service_account: str | None = None,
 ) -> tuple[str, str]:
     """Start a run, or have one started again and again, no two at a time and none for times gone by.
 
@@ -33,6 +38,8 @@ def submit(
         experiment: Made if there is none of that name.
         parameters: Of the spec (`world`, `models`, `run_id`); others keep their defaults.
         cron: When, in six fields of which the first are seconds; None: once, now.
+        namespace: Of the experiment, where the server has many users; None: it has one.
+        service_account: Whose rights the steps have; None: that which the server gives them.
 
     Returns:
         "run" or "recurring run", and its id.
@@ -53,8 +60,12 @@ def submit(
         package.flush()
         try:
             client = kfp.Client(host=host, existing_token=os.environ.get(TOKEN))
-            owner = client.create_experiment(experiment)
-            about: dict[str, Any] = {"experiment_id": owner.experiment_id, "pipeline_root": root}
+            owner = client.create_experiment(experiment, namespace=namespace)
+            about: dict[str, Any] = {
+                "experiment_id": owner.experiment_id,
+                "pipeline_root": root,
+                "service_account": service_account,
+            }
             name = job["pipelineSpec"]["pipelineInfo"]["name"]
             if cron is None:
                 run = client.create_run_from_pipeline_package(package.name, given, run_name=name, **about)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api
 import pytest
@@ -34,7 +35,9 @@ class Stub(BaseHTTPRequestHandler):
         if self.path.startswith("/apis/v2beta1/healthz"):
             self.answer(200, {"multi_user": False})
         elif self.path.startswith("/apis/v2beta1/experiments"):
-            found = [body for path, body, _ in self.server.made if path.endswith("experiments")]
+            asked = parse_qs(urlsplit(self.path).query).get("namespace", [None])[0]
+            experiments = [body for path, body, _ in self.server.made if path.endswith("experiments")]
+            found = [body for body in experiments if body.get("namespace") == asked]
             self.answer(200, {"experiments": found})
         else:
             self.answer(404, {"error": self.path})
@@ -136,6 +139,18 @@ def test_a_recurring_run_is_never_two_at_a_time_and_catches_nothing_up(server, s
         "models": "s3://b/models",
         "run_id": "unnamed",
     }  # the defaults
+
+
+@pytest.mark.parametrize("cron", [None, "0 0 3 * * *"])
+def test_a_server_of_many_users_is_told_the_namespace_and_the_service_account(server, spec, cron):
+    for namespace in ("ours", "theirs", "ours"):
+        submit.submit(spec, "feeds", cron=cron, namespace=namespace, service_account="runner")
+    experiments = [body for path, body, _ in server.made if path.endswith("experiments")]
+    ours, theirs = (body["experiment_id"] for body in experiments)
+    assert [body["namespace"] for body in experiments] == ["ours", "theirs"]  # one each, found again
+    runs = [body for path, body, _ in server.made if not path.endswith("experiments")]
+    assert [body["experiment_id"] for body in runs] == [ours, theirs, ours]
+    assert {body["service_account"] for body in runs} == {"runner"}
 
 
 def test_the_token_of_the_environment_is_shown(server, spec, monkeypatch):
