@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Tests of one file share what takes long to make, so that a file is one worker's.
 WORKERS ?= 2
 IN_WORKERS := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+COMPILE := $(BIN)/uv pip compile --python-version 3.10 --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 export TF_USE_LEGACY_KERAS := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -15,7 +16,7 @@ help: ## Say what each target does
 
 install: $(INSTALLED) ## Create .venv with every locked dependency
 
-$(INSTALLED): requirements.lock setup.py
+$(INSTALLED): requirements-dev.lock setup.py
 	@bash .ci/install $(VENV)
 	@touch $@
 
@@ -41,8 +42,9 @@ bench: $(INSTALLED) ## Every benchmark; results are written beside the scripts
 	@test -f runs/demo/run.json || $(BIN)/shortlist demo
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-lock: $(INSTALLED) ## Compile requirements.in into requirements.lock
-	$(BIN)/uv pip compile --python-version 3.10 --no-emit-index-url --no-emit-find-links --no-header --no-annotate --upgrade requirements.in -o requirements.lock
+lock: $(INSTALLED) ## Compile what is required into requirements.lock, and with the tools of development into another
+	$(COMPILE) --upgrade requirements-dev.in -o requirements-dev.lock
+	$(COMPILE) --constraints requirements-dev.lock requirements.in -o requirements.lock
 
 golden: $(INSTALLED) ## Write the golden files of the tests anew
 	REGENERATE_GOLDEN=1 $(BIN)/python -m pytest -m "not slow" -k golden

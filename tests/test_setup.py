@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -33,22 +34,38 @@ def test_a_machine_without_python_310_is_told_in_one_line_how_to_get_it(tmp_path
     assert not (tmp_path / "venv").exists()
 
 
-def test_every_direct_requirement_is_locked():
-    locked = {line.split("==")[0] for line in (ROOT / "requirements.lock").read_text().split()}
-    wanted = [line for line in (ROOT / "requirements.in").read_text().splitlines() if line and not line.startswith("#")]
-    names = {re.split(r"[\[<>=]", line)[0].lower() for line in wanted}
-    assert names <= locked
+def locked(name: str) -> dict[str, str]:
+    return dict(line.split("==") for line in (ROOT / name).read_text().split())
 
 
-def test_lock_names_no_address_and_no_path():
-    assert not re.search(r"://|/", (ROOT / "requirements.lock").read_text())
+def required(name: str) -> set[str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return {re.split(r"[\[<>=]", line)[0].lower() for line in lines if line and not line.startswith(("#", "-r"))}
+
+
+@pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
+def test_every_direct_requirement_is_locked(name):
+    assert required(f"{name}.in")
+    assert required(f"{name}.in") <= set(locked(f"{name}.lock"))
+
+
+def test_both_locks_have_the_same_versions_and_the_image_no_tools_of_development():
+    runs_on, developed_with = locked("requirements.lock"), locked("requirements-dev.lock")
+    assert runs_on.items() < developed_with.items()
+    needed_by_others = {"cryptography", "httpx"}
+    assert required("requirements-dev.in") & set(runs_on) == needed_by_others
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+def test_lock_names_no_address_and_no_path(name):
+    assert not re.search(r"://|/", (ROOT / name).read_text())
 
 
 def test_setup_requires_what_the_lock_pins():
     wanted = dict(re.findall(r'"([a-z-]+)(?:\[[\w,]+\])?==([\d.]+)"', (ROOT / "setup.py").read_text()))
-    locked = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
+    pinned = locked("requirements.lock")
     assert wanted
-    assert {name: locked[name] for name in wanted} == wanted
+    assert {name: pinned[name] for name in wanted} == wanted
 
 
 def test_pre_commit_runs_what_make_lint_runs():
