@@ -1,11 +1,11 @@
 """What a cluster is given: valid by Kubernetes' schemas, locked down, and served with the flags of either server."""
 
-import copy
 import itertools
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -23,7 +23,7 @@ from transform import contract as contracts
 ROOT = Path(__file__).parent.parent
 MANIFESTS = ROOT / "kubeflow" / "manifests"
 VERSIONS = ("1.28", "1.31", kubernetes_validate.latest_version().rpartition(".")[0])
-OVERLAYS = ("minikube", "cloud")
+OVERLAYS = ("minikube", "cloud", "bucket")
 
 
 def kustomization(folder: Path) -> dict:
@@ -31,31 +31,44 @@ def kustomization(folder: Path) -> dict:
 
 
 def documents(folder: Path) -> list[dict]:
-    """The resources of a kustomization's folder and of those it builds on, but for generated ones."""
+    """The resources of a kustomization's folder and of those it builds on, patched, but for generated ones."""
     found = []
     for name in kustomization(folder).get("resources", []):
         path = folder / name
         assert path.exists(), f"{folder}: no {name}"
         found += documents(path) if path.is_dir() else [*yaml.safe_load_all(path.read_text())]
+    for patch in kustomization(folder).get("patches", []):
+        kind, name = patch["target"]["kind"], patch["target"].get("name")
+        targets = [d for d in found if d["kind"] == kind and name in (None, d["metadata"]["name"])]
+        assert targets, f"{folder}: nothing to patch at {patch['target']}"
+        steps = yaml.safe_load(patch["patch"])
+        if isinstance(steps, dict):
+            assert steps["$patch"] == "delete"
+            found = [d for d in found if d not in targets]
+            continue
+        for target, step in itertools.product(targets, steps):
+            change(target, step)
     return found
+
+
+def change(target: dict, step: dict) -> None:
+    """A step of a JSON patch."""
+    *parents, last = [int(p) if p.isdigit() else p for p in step["path"].strip("/").split("/")]
+    place: Any = target
+    for part in parents:
+        place = place[part]
+    there = last < len(place) if isinstance(last, int) else last in place
+    assert step["op"] == "add" or there, f"nothing at {step['path']}"
+    if step["op"] == "test":
+        assert place[last] == step["value"]
+    elif step["op"] == "remove":
+        del place[last]
+    else:
+        place[last] = step["value"]
 
 
 def patched(overlay: str) -> list[dict]:
-    """What an overlay makes of the base: JSON patches of `add` and `replace`."""
-    folder = MANIFESTS / "overlays" / overlay
-    found = copy.deepcopy(documents(folder))
-    for patch in kustomization(folder)["patches"]:
-        kind, name = patch["target"]["kind"], patch["target"].get("name")
-        targets = [d for d in found if d["kind"] == kind and name in (None, d["metadata"]["name"])]
-        assert targets, f"{overlay}: nothing to patch at {patch['target']}"
-        for target, step in itertools.product(targets, yaml.safe_load(patch["patch"])):
-            *parents, last = [int(p) if p.isdigit() else p for p in step["path"].strip("/").split("/")]
-            place = target
-            for part in parents:
-                place = place[part]
-            assert step["op"] == "add" or last in place, f"{overlay}: nothing to replace at {step['path']}"
-            place[last] = step["value"]
-    return found
+    return documents(MANIFESTS / "overlays" / overlay)
 
 
 def containers(found: list[dict]) -> list[tuple[dict, dict]]:
@@ -177,6 +190,21 @@ def test_the_front_may_ask_the_server_and_the_queues_and_every_service_finds_its
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
 
 
+def test_models_in_a_bucket_need_no_volume_and_are_those_of_a_volume():
+    found = patched("bucket")
+    assert "models" not in {d["metadata"]["name"] for d in found if d["kind"] == "PersistentVolumeClaim"}
+    pod, container = next((p, c) for p, c in containers(found) if c["name"] == "serving")
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert not any("persistentVolumeClaim" in volume for volume in pod["volumes"])
+    config = (MANIFESTS / "overlays" / "bucket" / "models.config").read_text()
+    of_a_volume = (ROOT / "serving" / "configs" / "models.config").read_text()
+    assert without_comments(config.replace("gs://BUCKET/models", "/models")) == without_comments(of_a_volume)
+
+
+def without_comments(config: str) -> list[str]:
+    return [line for line in config.splitlines() if not line.startswith("#")]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kubectl_builds_the_overlay(overlay):
     kubectl = shutil.which("kubectl") or shutil.which("kustomize")
@@ -185,7 +213,17 @@ def test_kubectl_builds_the_overlay(overlay):
     command = [kubectl, "kustomize" if kubectl.endswith("kubectl") else "build"]
     done = subprocess.run([*command, str(MANIFESTS / "overlays" / overlay)], capture_output=True, text=True, check=True)
     built = [document for document in yaml.safe_load_all(done.stdout) if document]
-    assert "ConfigMap" in {document["kind"] for document in built}
+    (configs_map,) = (document for document in built if document["kind"] == "ConfigMap")
+    assert ("gs://" in configs_map["data"]["models.config"]) == (overlay == "bucket")
+    assert set(configs_map["data"]) == {"models.config", "batching.config", "monitoring.config"}
+    expected = patched(overlay)
+    assert {"ConfigMap", *map(named, expected)} == {"ConfigMap" if d is configs_map else named(d) for d in built}
+    ours, theirs = ({c["name"]: c["volumeMounts"] for _, c in containers(found)} for found in (expected, built))
+    assert ours == theirs  # this file's own reading is kustomize's
+
+
+def named(document: dict) -> str:
+    return f"{document['kind']}/{document['metadata']['name']}"
 
 
 def test_workers_of_a_training_are_locked_down_and_found_by_the_operator():
