@@ -57,7 +57,7 @@ from trainer.layers.pair_scorer import (
     standardised,
 )
 from trainer.settings import Settings
-from trainer.training import Objective, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
+from trainer.training import Objective, TrainingConfig, fit, is_chief, make_strategy, resumable_folder, until_exported
 from trainer.warm_start import Earlier, keep, seen_in, starting_from
 from transform.contract import Contract, ContractError
 from transform.frames import Frames, decode
@@ -419,12 +419,13 @@ def run_fn(fn_args: Any) -> None:
     shape, standard = shape_of(contract, sizes, frames, rows, opened, earlier)
     build = starting_from(earlier, partial(build_model, config, contract, shape, opened))
     checkpoint_dir = resumable_folder(fn_args, train, valid, also=fn_args.frames_files)
-    model = fit(build, train, valid, objective(), training, strategy, checkpoint_dir, fn_args.model_run_dir)
-    if earlier:
-        earlier.put_back(model, seen_in(train, sizes))
-    if is_chief():
-        scorer = model.get_layer("triples").scorer
-        export(scorer, contract, transform_output, frames, opened, shape, standard, fn_args.serving_model_dir)
-        write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
-        met = dict(zip(shape.vocabularies, (shape.met_users, shape.met_videos), strict=True))
-        keep(model, contract, transform_output, fn_args.serving_model_dir, met)
+    with until_exported(checkpoint_dir, strategy):
+        model = fit(build, train, valid, objective(), training, strategy, checkpoint_dir, fn_args.model_run_dir)
+        if earlier:
+            earlier.put_back(model, seen_in(train, sizes))
+        if is_chief():
+            scorer = model.get_layer("triples").scorer
+            export(scorer, contract, transform_output, frames, opened, shape, standard, fn_args.serving_model_dir)
+            write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
+            met = dict(zip(shape.vocabularies, (shape.met_users, shape.met_videos), strict=True))
+            keep(model, contract, transform_output, fn_args.serving_model_dir, met)

@@ -28,7 +28,7 @@ from trainer.layers.perceptron import perceptron
 from trainer.layers.target_attention import TargetAttention
 from trainer.layers.user_guided_attention import UserGuidedAttention
 from trainer.settings import Settings
-from trainer.training import CLICKS, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
+from trainer.training import CLICKS, TrainingConfig, fit, is_chief, make_strategy, resumable_folder, until_exported
 from trainer.warm_start import Earlier, keep, seen_in, starting_from
 from transform.contract import Contract, Kind
 from transform.impressions import vocabulary_sizes
@@ -236,10 +236,11 @@ def run_fn(fn_args: Any) -> None:
     sizes, earlier = vocabulary_sizes(contract, transform_output), Earlier.of(fn_args, contract, transform_output)
     build = starting_from(earlier, partial(build_model, config, contract, sizes))
     checkpoint_dir = resumable_folder(fn_args, train, valid)
-    model = fit(build, train, valid, CLICKS, training, strategy, checkpoint_dir, fn_args.model_run_dir)
-    if earlier:
-        earlier.put_back(model, seen_in(train, sizes))
-    if is_chief():
-        export(model, contract, transform_output, fn_args.serving_model_dir)
-        write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
-        keep(model, contract, transform_output, fn_args.serving_model_dir)
+    with until_exported(checkpoint_dir, strategy):
+        model = fit(build, train, valid, CLICKS, training, strategy, checkpoint_dir, fn_args.model_run_dir)
+        if earlier:
+            earlier.put_back(model, seen_in(train, sizes))
+        if is_chief():
+            export(model, contract, transform_output, fn_args.serving_model_dir)
+            write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
+            keep(model, contract, transform_output, fn_args.serving_model_dir)

@@ -30,7 +30,7 @@ from trainer.layers.mmoe import MixtureOfExperts
 from trainer.layers.transformer import transformer
 from trainer.settings import Settings
 from trainer.topic_data import HAS_COVER, LABELS, TITLE_TEXT, pack, read, read_inputs, transform
-from trainer.training import Objective, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
+from trainer.training import Objective, TrainingConfig, fit, is_chief, make_strategy, resumable_folder, until_exported
 from trainer.visual.cover import inception_resnet_v2, small_cnn
 from transform import clips, videos
 from transform.clip_settings import SHAPE_FILE
@@ -358,6 +358,7 @@ def run_fn(fn_args: Any) -> None:
     )
     goal = objective(config, [sizes[name] for name in LABELS])
     build, checkpoint_dir = partial(build_model, config, sizes), resumable_folder(fn_args, train, valid)
-    model = fit(build, train, valid, goal, training, strategy, checkpoint_dir, fn_args.model_run_dir)
-    if is_chief():
-        export(model, config, transform_output, fn_args.serving_model_dir)
+    with until_exported(checkpoint_dir, strategy):
+        model = fit(build, train, valid, goal, training, strategy, checkpoint_dir, fn_args.model_run_dir)
+        if is_chief():
+            export(model, config, transform_output, fn_args.serving_model_dir)

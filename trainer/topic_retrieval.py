@@ -34,7 +34,16 @@ from trainer.layers.vocabulary_embedding import VocabularyEmbedding
 from trainer.ranker import Deep
 from trainer.retrieval_export import candidate_features, export, query_features, topic_feature
 from trainer.settings import Settings
-from trainer.training import Objective, Tensors, TrainingConfig, fit, is_chief, make_strategy, resumable_folder
+from trainer.training import (
+    Objective,
+    Tensors,
+    TrainingConfig,
+    fit,
+    is_chief,
+    make_strategy,
+    resumable_folder,
+    until_exported,
+)
 from trainer.warm_start import Earlier, keep, seen_in, starting_from
 from transform.contract import CATEGORICAL, Contract, Feature, Kind
 from transform.impressions import vocabulary_size, vocabulary_sizes
@@ -381,12 +390,13 @@ def run_fn(fn_args: Any) -> None:
     build = starting_from(earlier, partial(build_model, config, contract, sizes, videos))
     aim, checkpoint_dir = objective(config, contract, videos), resumable_folder(fn_args, train, valid)
     clicks = positives(train)
-    model = fit(build, clicks, positives(valid), aim, training, strategy, checkpoint_dir, fn_args.model_run_dir)
-    if earlier:
-        earlier.put_back(model, seen_in(train, sizes))
-    if is_chief():
-        sample, _, _ = next(iter(clicks.epochs(0, 1, min(READ_BATCH, clicks.rows), training.seed, READ_BATCH)))
-        catalogue = records(files).as_numpy_iterator()
-        export(model, contract, transform_output, catalogue, sample, config.index, fn_args.serving_model_dir)
-        write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
-        keep(model, contract, transform_output, fn_args.serving_model_dir)
+    with until_exported(checkpoint_dir, strategy):
+        model = fit(build, clicks, positives(valid), aim, training, strategy, checkpoint_dir, fn_args.model_run_dir)
+        if earlier:
+            earlier.put_back(model, seen_in(train, sizes))
+        if is_chief():
+            sample, _, _ = next(iter(clicks.epochs(0, 1, min(READ_BATCH, clicks.rows), training.seed, READ_BATCH)))
+            catalogue = records(files).as_numpy_iterator()
+            export(model, contract, transform_output, catalogue, sample, config.index, fn_args.serving_model_dir)
+            write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
+            keep(model, contract, transform_output, fn_args.serving_model_dir)

@@ -99,6 +99,18 @@ def resumable_folder(fn_args: Any, *splits: Rows, also: Sequence[str] = ()) -> s
     return f"{given['checkpoint_dir']}/{hashlib.sha256(same.encode()).hexdigest()[:16]}"
 
 
+@contextmanager
+def until_exported(checkpoint_dir: str, strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Within, a model is trained and exported; then its checkpoint is removed, so that a kill before costs no epoch.
+
+    Workers leave together: one that had ended would not be there for a chief that has to start again.
+    """
+    yield
+    strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.ones([])), axis=None)
+    if is_chief() and tf.io.gfile.exists(checkpoint_dir):
+        tf.io.gfile.rmtree(checkpoint_dir)
+
+
 class Rows(Protocol):
     """One split of examples, as training reads it: `trainer.data.Split`, or clips."""
 
@@ -168,7 +180,7 @@ def fit(
         objective: Loss and metrics.
         config: How.
         strategy: From `make_strategy`.
-        checkpoint_dir: Where unfinished training is kept; cleared at the end.
+        checkpoint_dir: Where the training is kept, also when it is done: see `until_exported`.
         run_dir: Where TensorBoard's records and `history.json` go.
 
     Returns:
@@ -200,7 +212,6 @@ def fit(
         )
     best = build()
     best.set_weights(progress.best_weights)
-    progress.clear()
     return best
 
 
@@ -284,7 +295,7 @@ class Progress(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.built, self.objective, self.config, self.rows = built, objective, config, rows
-        self.checkpoint_dir, self.run_dir = checkpoint_dir, run_dir
+        self.run_dir = run_dir
         self.inputs = valid.in_order(config.validation_batch_size).map(lambda inputs, label, weight: inputs)
         self.labels, self.weights = valid.answers()
         with tf.device("CPU"):
@@ -380,11 +391,6 @@ class Progress(keras.callbacks.Callback):
         self.manager.save()
         self._report(entry)
         self.model.stop_training = self.finished
-
-    def clear(self) -> None:
-        """Removes the checkpoint of a training that is done."""
-        if is_chief() and tf.io.gfile.exists(self.checkpoint_dir):
-            tf.io.gfile.rmtree(self.checkpoint_dir)
 
     def _sums(self) -> list[tf.Variable]:
         return [variable for metric in self.model.metrics for variable in metric.variables]

@@ -29,7 +29,7 @@ from trainer.layers.net_vlad import NetVlad
 from trainer.layers.private_shared import difference_loss, private_shared, similarity_loss
 from trainer.layers.title_encoder import title_encoder
 from trainer.settings import Settings
-from trainer.training import fit, is_chief, make_strategy, resumable_folder
+from trainer.training import fit, is_chief, make_strategy, resumable_folder, until_exported
 from trainer.visual.c2d import c2d
 from trainer.visual.conv3d import conv3d
 from trainer.visual.i3d import Stream, i3d, load_checkpoint
@@ -313,10 +313,11 @@ def run_fn(fn_args: Any) -> None:
     goal = objective(lambda inputs, outputs, labels: losses(config, inputs, outputs, labels, weights)["loss"])
     checkpoint_dir = resumable_folder(fn_args, train, valid)
     build = partial(build_model, config, settings, rows)
-    model = fit(build, train, valid, goal, training, strategy, checkpoint_dir, fn_args.model_run_dir)
-    if is_chief():
-        export(model, settings, transform_output, fn_args.serving_model_dir)
-        write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
-        names = [name.decode() for name in transform_output.vocabulary_by_name(PRIMARY_CATEGORY)]
-        with tf.io.gfile.GFile(f"{fn_args.model_run_dir}/classes.json", "w") as file:
-            file.write(json.dumps(names))
+    with until_exported(checkpoint_dir, strategy):
+        model = fit(build, train, valid, goal, training, strategy, checkpoint_dir, fn_args.model_run_dir)
+        if is_chief():
+            export(model, settings, transform_output, fn_args.serving_model_dir)
+            write_warm_up(fn_args.raw_files, fn_args.serving_model_dir)
+            names = [name.decode() for name in transform_output.vocabulary_by_name(PRIMARY_CATEGORY)]
+            with tf.io.gfile.GFile(f"{fn_args.model_run_dir}/classes.json", "w") as file:
+                file.write(json.dumps(names))

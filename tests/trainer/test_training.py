@@ -17,6 +17,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer import ranker
 from trainer.data import Split
 from trainer.keras_version import keras
 from trainer.ranker import Config, build_model, run_fn
@@ -100,7 +101,6 @@ def test_the_record_holds_every_epoch_and_one_line_is_logged_for_each(tmp_path: 
     lines = [record.getMessage() for record in caplog.records if record.name == "trainer"]
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert list((tmp_path / "run").glob("train/events.out.tfevents.*"))
-    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_a_seed_repeats_a_training_and_another_does_not(tmp_path: Path):
@@ -279,3 +279,30 @@ def test_run_fn_writes_a_model_that_beats_chance_and_its_record(world: Any, tmp_
     assert max(entry["val_auc"] for entry in history) > 0.9
     assert (tmp_path / "model" / "saved_model.pb").is_file()
     assert (tmp_path / "model" / "assets.extra" / "tf_serving_warmup_requests").is_file()
+    assert list((tmp_path / "checkpoint").iterdir()) == []
+
+
+def test_an_export_that_came_to_no_end_costs_no_epoch(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    args = world.fn_args
+    args.serving_model_dir, args.model_run_dir = str(tmp_path / "model"), str(tmp_path / "run")
+    training = {"epochs": 2, "batch_size": 24}
+    args.custom_config = {
+        "contract": world.contract.to_json(),
+        "model": {"architecture": "lr"},
+        "training": training,
+        "checkpoint_dir": str(tmp_path / "checkpoint"),
+    }
+
+    def cut_off(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ranker, "export", cut_off)
+        with pytest.raises(OSError, match="no space"):
+            run_fn(args)
+    before = (tmp_path / "run" / "history.json").read_text()
+    assert len(json.loads(before)) == 2
+    run_fn(args)
+    assert (tmp_path / "run" / "history.json").read_text() == before  # with the seconds: nothing was learned again
+    assert (tmp_path / "model" / "saved_model.pb").is_file()
+    assert list((tmp_path / "checkpoint").iterdir()) == []
