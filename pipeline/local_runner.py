@@ -30,7 +30,7 @@ from pipeline.errors import RunFailedError
 from pipeline.fingerprint import code_fingerprint
 from pipeline.judgement import inputs_key, judgement_key
 from pipeline.models import CLASSIFIER, COVER_CHOOSER, FEED, MODELS, RANKER, REPRESENTATION, RETRIEVER, check_settings
-from pipeline.runs import artifact, load_run
+from pipeline.runs import load_run
 from transform import contract as contracts
 
 OF_THE_FEED = {"feed", "serving_check", "queues"}  # parts of a configuration that no model heeds
@@ -92,7 +92,8 @@ class Run:
     served_after: dict[str, str] = field(default_factory=dict)  # once the run came to the end of a model
     span: int | None = None
     warm_start: dict[str, str] = field(default_factory=dict)  # by model, the SavedModel that training started from
-    # Of the last spans that were pushed: the folder of their statistics, and from when on nothing was learned.
+    # Of the last spans that a model learned from which was pushed: the folder of their statistics, and from when on
+    # nothing was learned.
     pushed_spans: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def write(self) -> None:
@@ -177,7 +178,7 @@ def run(
     known = {**{name: served[name] for name in USED}, **judgements}
     pipeline = training_pipeline.build(config, contract, at, known, connection, span=span)
     try:
-        with _progress(console, record, history):
+        with _progress(console, record, history, span):
             LocalDagRunner().run(pipeline)
         _conclude(record, history)
     except contracts.ContractError as error:
@@ -194,21 +195,22 @@ def run(
         record.artifacts = {name: history.artifacts(name, ran) for name in history.pushed}
         record.write()
     if span and config.spans:
-        _end_span(record, span, config.spans.keep, connection, console)
+        _collect(record, span, config.spans.keep, connection, console)
     return record
 
 
-def _end_span(
+def _note_span(record: Run, span: training_pipeline.Span, made: Mapping[str, str]) -> None:
+    """Note what the next span needs of one that a served model learned from, whatever becomes of other models."""
+    learned_until = read_summary(made["examples"])["splits"].get("valid_from", span.window[1])
+    record.pushed_spans[str(span.number)] = {"statistics": made["statistics"], "valid_from": learned_until}
+
+
+def _collect(
     record: Run, span: training_pipeline.Span, keep: int, connection: proto.ConnectionConfig, console: Console
 ) -> None:
-    """Note what the next span needs of one that was pushed, and remove what old runs left."""
-    made = asdict(record)
-    statistics, examples = artifact(made, "statistics"), artifact(made, "examples")
-    if record.outcome == "pushed" and statistics and examples:
-        learned_until = read_summary(examples)["splits"].get("valid_from", span.window[1])
-        record.pushed_spans[str(span.number)] = {"statistics": statistics, "valid_from": learned_until}
-        record.pushed_spans = dict(sorted(record.pushed_spans.items(), key=lambda entry: int(entry[0]))[-keep:])
-        record.write()
+    """Remove what old runs left."""
+    record.pushed_spans = dict(sorted(record.pushed_spans.items(), key=lambda entry: int(entry[0]))[-keep:])
+    record.write()
     compared = {about["statistics"] for about in record.pushed_spans.values()}
     needed = {*span.warm_start.values(), span.known_vocabularies, *compared}
     removed = spans.collect(connection, str(Path(record.models).parent), keep, needed)
@@ -265,10 +267,10 @@ def _conclude(record: Run, history: History) -> None:
 
 
 @contextmanager
-def _progress(console: Console, record: Run, history: History) -> Iterator[None]:
+def _progress(console: Console, record: Run, history: History, span: training_pipeline.Span | None) -> Iterator[None]:
     """Print a line for each step as LocalDagRunner says that it starts and ends."""
     with console.status("Starting") as status:
-        watcher = _StepWatcher(console, status, record, history)
+        watcher = _StepWatcher(console, status, record, history, span)
         logger = logging.getLogger("absl")
         absl.logging.set_verbosity(absl.logging.INFO)  # by default absl falls silent once flags are parsed
         logger.addHandler(watcher)
@@ -281,9 +283,17 @@ def _progress(console: Console, record: Run, history: History) -> Iterator[None]
 class _StepWatcher(logging.Handler):
     """LocalDagRunner has no hook for progress, but logs "Component X is running." and "... is finished."."""
 
-    def __init__(self, console: Console, status: Status, record: Run, history: History) -> None:
+    def __init__(
+        self,
+        console: Console,
+        status: Status,
+        record: Run,
+        history: History,
+        span: training_pipeline.Span | None,
+    ) -> None:
         super().__init__(logging.INFO)
         self._console, self._status, self._record, self._history = console, status, record, history
+        self._span = span
         self._began = time.time()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -299,13 +309,21 @@ class _StepWatcher(logging.Handler):
             step.seconds = time.time() - self._began
             step.cached, step.rows = self._history.last_execution(step.name)
             if model := self._history.pushed_by(step.name):
-                self._record.served_after[model] = served_version(f"{self._record.models}/{model}")
-                self._record.write()  # a run that is killed later goes on behind this model
+                self._end_model(model)
             rows = f"{step.rows:>9,} rows" if step.rows is not None else ""
             cached = "  (cached)" if step.cached else ""
             self._console.print(f"  {step.name:<24} {step.seconds:6.1f} s {rows:>15}{cached}", highlight=False)
             if (judged := self._history.judged_by(step.name)) and not self._history.blessed(judged):
                 self._console.print(f"  [red]{judged} is refused by its gates[/]: it is not pushed", highlight=False)
+
+    def _end_model(self, model: str) -> None:
+        """Write down that a model's Pusher ended: a run that is killed later goes on behind it."""
+        record, history = self._record, self._history
+        record.served_after[model] = served_version(f"{record.models}/{model}")
+        of_impressions = model in MODELS and MODELS[model].examples == "impressions"
+        if self._span and of_impressions and history.pushed_version(model):
+            _note_span(record, self._span, history.artifacts(model, {step.name for step in record.steps}))
+        record.write()
 
 
 class History:
