@@ -338,7 +338,7 @@ def compile_pipeline(
     with _log_to(Path("runs/compile.log")) as console:
         from pipeline import kubeflow
 
-        places = _world(settings, world), root, models or f"{root}/models"
+        places = _world(settings, world), root, models or f"{root.rstrip('/')}/models"
         job = kubeflow.compile_spec(settings, *places, image, stream)
         kubeflow.write_spec(job, out)
         console.print(f"{len(kubeflow.executors(job))} steps written to {out}", highlight=False)

@@ -7,7 +7,10 @@ its own artifacts alone: a spec names others by a title, which cannot say where 
 from __future__ import annotations
 
 import os
+import re
 import runpy
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tfx.orchestration.kubeflow.v2 import compiler_utils
@@ -22,6 +25,7 @@ from transform import file_systems
 ENTRY = "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # of a pod's service account, as Kubernetes mounts it
 
+_UNFILLED = re.compile(r"\{\{\$[^}]*\}\}")
 ARTIFACTS = (ContentVectors, FrameVectors, QueueSnapshot, Topics)
 
 
@@ -37,7 +41,18 @@ def name_namespace(account: Path = ACCOUNT) -> None:
         os.environ.setdefault("KFP_NAMESPACE", (account / "namespace").read_text(encoding="utf-8").strip())
 
 
+def refuse_unfilled(arguments: Sequence[str]) -> None:
+    """Stop where the engine left a parameter out: as it stands, a folder of that very name would be written to."""
+    for argument in arguments:
+        if found := _UNFILLED.search(argument):
+            sys.exit(
+                f"expected the engine to fill in {found[0]}, got it as it was: Kubeflow Pipelines does since 2.14, "
+                "see kubeflow/README.md"
+            )
+
+
 if __name__ == "__main__":
+    refuse_unfilled(sys.argv)
     file_systems.register()
     name_artifacts()
     name_namespace()

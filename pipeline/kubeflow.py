@@ -20,7 +20,9 @@ IMAGE = "shortlist"  # stands for the image of the steps in manifests
 # from another where both are in one place.
 WORLD, MODELS, RUN_ID = "world", "models", "run_id"
 _UNNAMED = "unnamed"
-_BUCKETS = ("gs://", "s3://", "minio://")
+_BUCKETS = ("gs://", "s3://")  # the launcher knows minio:// too, but TensorFlow and Beam do not
+# What depends on where models are pushed to, which the engine does not look at before it takes a step from its cache.
+_NEVER_CACHED = ("ServingBaseline", "Pusher", "ContentPusher", "PushedContent")
 
 
 def compile_spec(
@@ -44,6 +46,7 @@ def compile_spec(
         ContractError: Two of the folders are one; the feed is to be checked by Docker; `kubeflow` of the
             configuration names a step that there is not, or a file that is no TFJob; or there are no two streams.
     """
+    world, root, models = (place.rstrip("/") for place in (world, root, models))  # in a bucket a//b is not a/b
     if len({world, models, root}) < 3:
         raise contracts.ContractError(
             f"expected a world, a pipeline root and a push destination of their own, got {world}, {root} and {models}: "
@@ -84,7 +87,7 @@ def _open(job: dict[str, Any], world: str, models: str, root: str) -> None:
     """What reads the world, and what is pushed or served, follows the parameters.
 
     A constant that is the value becomes the parameter. One that has a folder of the models in it gets, as KFP's own
-    compiler does it, an input more, and its placeholder in the string.
+    compiler does it, an input more, and its placeholder in the string, which the launcher fills.
     """
     spec, parameters = job["pipelineSpec"], {WORLD: world, MODELS: models, RUN_ID: _UNNAMED}
     declared = {name: {"parameterType": "STRING", "defaultValue": value} for name, value in parameters.items()}
@@ -184,10 +187,6 @@ def _refuse_one_stream(config: RunConfig) -> None:
         lacking = "learns of videos alone (no model of impressions, no feed)"
     if lacking:
         raise contracts.ContractError(f"--stream: {config.name} {lacking}, and has no two streams: leave --stream out")
-    if "PushedContent" in config.kubeflow.cached:
-        raise contracts.ContractError(
-            "kubeflow.cached: PushedContent cannot know what was pushed since: take it out of the list"
-        )
 
 
 def _refuse_unknown(settings: KubeflowSettings, tasks: set[str]) -> None:
@@ -198,6 +197,11 @@ def _refuse_unknown(settings: KubeflowSettings, tasks: set[str]) -> None:
         raise contracts.ContractError(
             f"kubeflow: there is no step {name!r}{hint}: expected one of {', '.join(sorted(known))}"
         )
+    for name in settings.cached:
+        if name.partition(".")[0] in _NEVER_CACHED:
+            raise contracts.ContractError(
+                f"kubeflow.cached: {name} cannot know what was pushed since: take it out of the list"
+            )
 
 
 def takes_no_root(root: str) -> bool:

@@ -104,4 +104,8 @@ def _checked(job: Mapping[str, Any], parameters: Mapping[str, str], spec: Path) 
     for name in parameters:
         if name not in known:
             raise ContractError(f"{spec} has no parameter {name!r}: expected one of {', '.join(known) or 'none'}")
-    return {**{name: str(about["defaultValue"]) for name, about in known.items()}, **parameters}
+    given = {**{name: str(about["defaultValue"]) for name, about in known.items()}, **parameters}
+    given = {name: value.rstrip("/") for name, value in given.items()}  # in a bucket a//b is not a/b
+    if len(set(given.values())) < len(given):
+        raise ContractError(f"expected a world and a push destination of their own, got {given}: give each a folder")
+    return given

@@ -93,7 +93,12 @@ class Engine:
     ) -> subprocess.CompletedProcess[str]:
         assert container["command"][0] == "python"
         text = json.dumps(executor_input)
-        arguments = [argument.replace(EXECUTOR_INPUT, text) for argument in container["args"]]
+        values = executor_input["inputs"]["parameterValues"]
+        # As the launcher does since 2.14: what a constant has of other parameters is filled in behind `{{$}}`.
+        arguments = [
+            PLACEHOLDER.sub(lambda match: str(values[match[1]]), argument.replace(EXECUTOR_INPUT, text))
+            for argument in container["args"]
+        ]
         given = {item["name"]: item["value"] for item in container.get("env", [])}
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "PYTHONPATH": paths, **given, **self.environment}
@@ -121,9 +126,6 @@ def _executor_input(
         for name, entry in inputs.get("parameters", {}).items()
     }
     assert parameters.keys() <= component.get("inputDefinitions", {}).get("parameters", {}).keys()
-    for name, value in parameters.items():
-        if isinstance(value, str):  # as the driver does, in strings alone
-            parameters[name] = PLACEHOLDER.sub(lambda match: str(parameters[match[1]]), value)
     artifacts = {
         name: {"artifacts": done[source["producerTask"]][source["outputArtifactKey"]]}
         for name, source in ((n, entry["taskOutputArtifact"]) for n, entry in inputs.get("artifacts", {}).items())

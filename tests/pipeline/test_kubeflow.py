@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -113,10 +114,26 @@ def test_a_configuration_without_one_of_the_streams_has_none(name, why, stream):
         kubeflow.compile_spec(config.load(name), **PLACES, stream=stream)
 
 
-def test_what_was_pushed_is_never_taken_from_the_cache():
-    cached = config.KubeflowSettings(cached=("PushedContent",))
-    with pytest.raises(ContractError, match=r"kubeflow\.cached: PushedContent cannot know .*: take it out"):
-        kubeflow.compile_spec(config.load("demo").model_copy(update={"kubeflow": cached}), **PLACES, stream="feed")
+@pytest.mark.parametrize(
+    ("stream", "step"),
+    [("feed", "PushedContent"), ("content", "ContentPusher"), (None, "ServingBaseline"), (None, "Pusher.feed")],
+)
+def test_what_was_pushed_is_never_taken_from_the_cache(stream, step):
+    cached = config.KubeflowSettings(cached=(step,))
+    with pytest.raises(ContractError, match=rf"kubeflow\.cached: {re.escape(step)} cannot know .*: take it out"):
+        kubeflow.compile_spec(config.load("demo").model_copy(update={"kubeflow": cached}), **PLACES, stream=stream)
+
+
+def test_a_slash_at_the_end_of_a_folder_is_no_part_of_it(job):
+    slashes = {**PLACES, **{name: f"{PLACES[name]}/" for name in ("world", "root", "models")}}
+    assert kubeflow.compile_spec(config.load("movielens"), **slashes) == job
+
+
+def test_a_step_does_not_start_with_a_parameter_that_the_engine_left_out():
+    container_of_steps.refuse_unfilled(["-m", '{"push_destination": "s3://bucket/models/ranker"}'])
+    unfilled = '{"push_destination": "{{$.inputs.parameters[\'pipelinechannel--models\']}}/ranker"}'
+    with pytest.raises(SystemExit, match=r"fill in \{\{.*--models'\]\}\}, got it as it was: .* since 2\.14"):
+        container_of_steps.refuse_unfilled(["-m", unfilled])
 
 
 def test_only_container_and_importer_executors_occur(job):

@@ -141,6 +141,13 @@ def test_a_recurring_run_is_never_two_at_a_time_and_catches_nothing_up(server, s
     }  # the defaults
 
 
+def test_folders_have_no_slash_at_the_end_and_models_are_not_pushed_into_the_world(server, spec):
+    submit.submit(spec, "feeds", {"models": "s3://b/others/"})
+    assert made(server, "runs")["runtime_config"]["parameters"]["models"] == "s3://b/others"
+    with pytest.raises(ContractError, match="expected a world and a push destination of their own"):
+        submit.submit(spec, "feeds", {"models": "s3://b/world/"})
+
+
 @pytest.mark.parametrize("cron", [None, "0 0 3 * * *"])
 def test_a_server_of_many_users_is_told_the_namespace_and_the_service_account(server, spec, cron):
     for namespace in ("ours", "theirs", "ours"):
