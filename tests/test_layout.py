@@ -108,6 +108,12 @@ def test_image_copies_every_package_and_is_given_it():
     assert {line[1:] for line in ignored if line.startswith("!")} == names
 
 
+def test_the_image_starts_workers_of_beam_in_the_python_that_has_the_packages():
+    lines = (ROOT / "kubeflow" / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    assert 'ENTRYPOINT ["/opt/apache/beam/boot"]' in lines
+    assert "ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1" in lines  # else it makes one where its user may not write
+
+
 def test_no_module_is_a_drawer_for_everything():
     names = {p.stem for name in PACKAGES for p in (ROOT / name).rglob("*.py")} | {
         p.name for name in PACKAGES for p in (ROOT / name).rglob("*") if p.is_dir()

@@ -18,11 +18,13 @@ from pipeline.cli import app
 from pipeline.kubeflow import IMAGE
 from serving.front import Front, application
 from serving.model_server import options
+from serving.topic_queues import redis_store
 from transform import contract as contracts
 
 ROOT = Path(__file__).parent.parent
 MANIFESTS = ROOT / "kubeflow" / "manifests"
 VERSIONS = ("1.28", "1.31", kubernetes_validate.latest_version().rpartition(".")[0])
+LOCKED_DOWN = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 OVERLAYS = ("minikube", "cloud", "bucket")
 
 
@@ -94,11 +96,7 @@ def test_containers_run_as_nobody_write_nowhere_and_are_limited(overlay):
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
+        assert container["securityContext"] == LOCKED_DOWN
         assert container["resources"]["limits"]["memory"]
         assert container["readinessProbe"]
 
@@ -182,8 +180,9 @@ def test_the_front_may_ask_the_server_and_the_queues_and_every_service_finds_its
     labels = {name: d["spec"]["template"]["metadata"]["labels"] for name, d in workloads.items()}
     for name, policy in of_kind("NetworkPolicy").items():
         if name in ("serving", "queues"):
-            peer = policy["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
-            assert peer.items() <= labels["front"].items()
+            peers = policy["spec"]["ingress"][0]["from"]
+            assert peers[0]["podSelector"]["matchLabels"].items() <= labels["front"].items()
+            assert not any("namespaceSelector" in peer for peer in peers)  # who may reload models or empty queues
     for name, service in of_kind("Service").items():
         assert service["spec"]["selector"].items() <= labels[name].items()
         ports = {port["name"] for _, container in containers([workloads[name]]) for port in container["ports"]}
@@ -201,8 +200,28 @@ def test_models_in_a_bucket_need_no_volume_and_are_those_of_a_volume():
     assert without_comments(config.replace("gs://BUCKET/models", "/models")) == without_comments(of_a_volume)
 
 
+def test_steps_and_server_share_the_folder_of_a_node_by_two_volumes():
+    folder = MANIFESTS / "overlays" / "minikube"
+    (theirs,) = yaml.safe_load_all((folder / "volume.yaml").read_text())
+    ours, claim = yaml.safe_load_all((folder / "steps.yaml").read_text())
+    assert ours["spec"] == theirs["spec"]
+    assert claim["spec"]["volumeName"] == ours["metadata"]["name"] != theirs["metadata"]["name"]
+    for document in (ours, claim):
+        kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+
+
 def without_comments(config: str) -> list[str]:
     return [line for line in config.splitlines() if not line.startswith("#")]
+
+
+def test_the_queues_have_a_password_that_the_front_knows_and_less_memory_than_their_pod():
+    _, redis = container_of("redis")
+    _, front = container_of("front")
+    ours, theirs = ({e["name"]: e["valueFrom"]["secretKeyRef"] for e in c["env"]} for c in (redis, front))
+    assert ours["REDISCLI_AUTH"] == theirs[redis_store.PASSWORD]
+    told = dict(zip(redis["args"][1::2], redis["args"][2::2], strict=True))
+    assert told["--requirepass"] == "$(REDISCLI_AUTH)"
+    assert (told["--maxmemory"], redis["resources"]["limits"]["memory"]) == ("768mb", "1Gi")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -236,8 +255,8 @@ def test_workers_of_a_training_are_locked_down_and_found_by_the_operator():
     user = re.findall(r"^USER (\d+):\d+$", (ROOT / "kubeflow" / "Dockerfile").read_text(), re.MULTILINE)
     assert user == [str(pod["securityContext"]["runAsUser"])]
     assert pod["automountServiceAccountToken"] is False
-    assert container["securityContext"]["allowPrivilegeEscalation"] is False
-    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"] == LOCKED_DOWN
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp"}
     assert {"requests", "limits"} <= container["resources"].keys()
     kubernetes_validate.validate(
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "worker"}, "spec": pod}, VERSIONS[-1], strict=True
