@@ -107,6 +107,9 @@ def _known_vocabularies(warm_start: Mapping[str, str], root: str) -> str:
 def collect(connection: proto.ConnectionConfig, root: str, keep: int, needed: set[str]) -> int:
     """Remove what only runs before the last ones made or read: artifacts, vocabularies and versions of models.
 
+    And what steps left that came to no end: outputs that MLMD does not know, and checkpoints, for no training of a run
+    that ended is unfinished.
+
     Args:
         connection: Of MLMD, where removed artifacts are marked as deleted; the cache misses them.
         root: The run's folder.
@@ -127,6 +130,8 @@ def collect(connection: proto.ConnectionConfig, root: str, keep: int, needed: se
     for model in _children(f"{root}/models"):
         folders |= {f"{model}/{version}" for version in files.versions(model)[:-keep]}
     folders |= set(_children(f"{root}/vocabularies"))
+    folders |= {folder for model in _children(f"{root}/checkpoints") for folder in _children(model)}
+    folders |= _outputs(f"{root}/artifacts") - {artifact.uri for artifact in artifacts}
     removed = [folder for folder in folders - needed if files.is_folder(folder)]
     for folder in removed:
         files.remove_folder(folder)
@@ -134,6 +139,12 @@ def collect(connection: proto.ConnectionConfig, root: str, keep: int, needed: se
         artifact.state = proto.Artifact.DELETED
     store.put_artifacts(old)
     return len(removed)
+
+
+def _outputs(root: str) -> set[str]:
+    """The folder of each output of each execution of each step."""
+    outputs = [output for step in _children(root) for output in _children(step) if not output.endswith("/.system")]
+    return {folder for output in outputs for folder in _children(output)}
 
 
 def _children(folder: str) -> list[str]:

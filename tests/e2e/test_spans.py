@@ -149,7 +149,10 @@ def bad(settings, world, folder, drifted, tmp_path_factory) -> local_runner.Run:
 
 @pytest.fixture(scope="module")
 def third(settings, world, folder, bad) -> local_runner.Run:
-    """The third day as it should be."""
+    """The third day as it should be, after steps that were killed had left something."""
+    for killed in ("artifacts/Trainer/model/9999", "checkpoints/ranker/0123456789abcdef"):
+        (folder / killed).mkdir(parents=True)
+        (folder / killed / "half").write_text("half")
     return run(settings, world, folder, 2)
 
 
@@ -228,6 +231,9 @@ def test_what_old_runs_left_is_removed(first, second, third, folder):
     assert any("/Trainer/" in uri for uri in gone)
     assert not any(Path(uri).exists() for uri in gone)
     assert all(Path(uri).exists() for uri in third.artifacts["ranker"].values())
+    left = {str(path) for path in folder.glob("artifacts/*/[!.]*/*")}
+    assert left == {a.uri for a in artifacts if a.state == proto.Artifact.LIVE}
+    assert not list(folder.glob("checkpoints/*/*"))
 
 
 def test_a_span_that_is_run_again_comes_from_the_cache(third, settings, world, folder):
