@@ -540,7 +540,7 @@ def settled(server, models) -> int:
     return server.memory() // MEGABYTE
 
 
-@pytest.mark.parametrize("batching", [False, True], ids=["alone", "batched"])
+@pytest.mark.parametrize("batching", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "batched"])
 @pytest.mark.parametrize(
     ("least", "rounds", "number"),
     [pytest.param(300, 2, 20, id="short"), pytest.param(2000, 6, 120, id="full", marks=pytest.mark.slow)],

@@ -302,14 +302,18 @@ def test_a_sender_that_stalls_is_let_go(begun, answer, saved, monkeypatch):
 
 
 def test_a_request_that_takes_too_long_is_answered_504(saved, monkeypatch):
-    monkeypatch.setattr(rest, "respond", lambda *_: time.sleep(1))
+    finish = threading.Event()
+    monkeypatch.setattr(rest, "respond", lambda *_: finish.wait(60))
     nobodys = backend.Backend(Models(str(saved)), Metrics())
     answering = http_server.HttpServer(rest.application(nobodys, Monitoring(), 0.1), "127.0.0.1", 0)
     answering.start()
     asked = b"POST /v1/models/scaler:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1"
     assert raw(SimpleNamespace(rest_port=answering.port), asked) == (504, '{"error":"it took longer than 0.1 s"}')
     assert not nobodys.hold(backend.MAX_HELD_BYTES)  # what goes on in its thread counts until it is done
-    time.sleep(1)
+    finish.set()
+    deadline = time.monotonic() + 30
+    while not nobodys.hold(0) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert nobodys.hold(0)
     answering.stop(5)
 

@@ -238,6 +238,7 @@ video_classifier.run_fn(clip_world.fn_args(Path(sys.argv[3]), Path(sys.argv[4]),
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_learn_from_the_clips_of_one(trained: Path, folder: Path, tmp_path: Path):
     """Dropout and batch statistics are each replica's own, so the losses are near, not equal."""
     command = [sys.executable, "-c", TWO_REPLICAS, str(ROOT), str(Path(__file__).parent), str(folder), str(tmp_path)]

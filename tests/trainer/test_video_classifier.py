@@ -265,6 +265,7 @@ def both(seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return {**sound, **moving(seed, 96, 8, 16)[0]}, labels
 
 
+@pytest.mark.slow
 def test_a_training_step_of_i3d_on_full_clips_fits_in_24_gib():
     settings = Config(visual="i3d", sound_filters=None, title_width=None)
     model = build_model(settings, ClipSettings(), {"primary_category": 2})
