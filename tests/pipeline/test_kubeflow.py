@@ -20,7 +20,7 @@ PLACES = {
     "world": "s3://bucket/worlds/movielens",
     "root": "s3://bucket/runs",
     "models": "s3://bucket/models",
-    "image": "example/shortlist:1",
+    "image": "shortlist@sha256:0",
 }
 
 
@@ -172,7 +172,7 @@ def test_every_step_waits_for_what_it_needs(job):
 
 def test_a_run_with_clips_compiles_and_embeds_what_was_pushed_before_impressions():
     job = kubeflow.compile_spec(
-        config.load("demo"), "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1"
+        config.load("demo"), "s3://b/world", "s3://b/runs", "s3://b/models", "shortlist@sha256:0"
     )
     tasks = job["pipelineSpec"]["root"]["dag"]["tasks"]
     assert set(kubeflow.executors(job).values()) == {"container"}
@@ -205,7 +205,7 @@ def settled():
     settings = config.load("movielens").model_copy(
         update={"kubeflow": config.KubeflowSettings.model_validate(SETTINGS)}
     )
-    return kubeflow.compile_spec(settings, "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1")
+    return kubeflow.compile_spec(settings, "s3://b/world", "s3://b/runs", "s3://b/models", "shortlist@sha256:0")
 
 
 def container(job, step):
@@ -245,7 +245,7 @@ def test_the_world_is_a_parameter_wherever_it_is_read(job):
 
 
 def test_what_reads_the_world_is_told_the_id_of_the_run():
-    job = kubeflow.compile_spec(config.load("demo"), "s3://b/w", "s3://b/r", "s3://b/m", "example/shortlist:1")
+    job = kubeflow.compile_spec(config.load("demo"), "s3://b/w", "s3://b/r", "s3://b/m", "shortlist@sha256:0")
     root = job["pipelineSpec"]["root"]
     assert root["inputDefinitions"]["parameters"]["run_id"]["defaultValue"] == "unnamed"
     told = {"componentInputParameter": "run_id"}
@@ -289,7 +289,11 @@ def on_workers(path: str) -> dict:
     settings["models"]["ranker"]["training"]["strategy"] = "multi_worker"
     settings["kubeflow"] = {"training_jobs": {"ranker": path}}
     return kubeflow.compile_spec(
-        config.RunConfig.model_validate(settings), "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1"
+        config.RunConfig.model_validate(settings),
+        "s3://b/world",
+        "s3://b/runs",
+        "s3://b/models",
+        "shortlist@sha256:0",
     )
 
 
@@ -299,7 +303,7 @@ def test_a_training_on_several_workers_is_handed_over_with_the_image_of_the_step
     told = json.loads(given["custom_config"]["runtimeValue"]["constant"])
     assert told["run_fn"] == "trainer.ranker.run_fn"
     (container,) = told["training_job"]["spec"]["tfReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
-    assert (container["name"], container["image"]) == ("tensorflow", "example/shortlist:1")
+    assert (container["name"], container["image"]) == ("tensorflow", "shortlist@sha256:0")
 
 
 def test_a_file_that_is_no_training_job_is_refused(tmp_path):

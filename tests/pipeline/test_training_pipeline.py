@@ -66,19 +66,19 @@ def test_the_image_is_loaded_where_the_configuration_says_and_as_long_as_it_says
 
 def test_kubeflow_refuses_a_check_by_docker_which_its_steps_have_not():
     with pytest.raises(ContractError, match="no Docker engine: set `by: kubernetes`"):
-        kubeflow.compile_spec(by("docker"), "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1")
+        kubeflow.compile_spec(by("docker"), "s3://b/world", "s3://b/runs", "s3://b/models", "shortlist@sha256:0")
 
 
 def test_kubeflow_runs_the_check_in_the_image_of_the_steps_before_the_push():
     """TFX's compiler refuses TFX's own component of that name."""
-    job = kubeflow.compile_spec(by("kubernetes"), "s3://b/world", "s3://b/runs", "s3://b/models", "example/shortlist:1")
+    job = kubeflow.compile_spec(by("kubernetes"), "s3://b/world", "s3://b/runs", "s3://b/models", "shortlist@sha256:0")
     spec = job["pipelineSpec"]
     tasks = spec["root"]["dag"]["tasks"]
     told = tasks["Pusher.feed"]["inputs"]["artifacts"]["infra_blessing"]["taskOutputArtifact"]
     assert told == {"producerTask": "InfraValidator", "outputArtifactKey": "blessing"}
     assert "InfraValidator" in tasks["Pusher.feed"]["dependentTasks"]
     step = spec["deploymentSpec"]["executors"]["InfraValidator_executor"]["container"]
-    assert (step["image"], step["command"]) == ("example/shortlist:1", kubeflow.COMMAND)
+    assert (step["image"], step["command"]) == ("shortlist@sha256:0", kubeflow.COMMAND)
     assert "tfx.components.infra_validator.executor.Executor" in step["args"]
     given = tasks["InfraValidator"]["inputs"]["parameters"]["serving_spec"]["runtimeValue"]["constant"]
     assert "kubernetes" in json.loads(given)
