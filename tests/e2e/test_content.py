@@ -427,6 +427,7 @@ def test_a_feed_that_its_check_refuses_is_not_pushed_and_the_run_leaves_with_cod
     assert sorted(path.name for path in (folder / "models" / "feed").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_refused_retrieval_model_is_not_pushed(pushed, world, folder):
     model = SETTINGS.models["topic_retrieval"]
     gates = (model.gates[0].model_copy(update={"metric": "index_recall", "at_least": 1.1}),)
@@ -455,3 +456,23 @@ def test_a_refused_classifier_leaves_the_served_one_and_its_vectors(pushed, worl
     counted = read_summary(record.artifacts["ranker"]["content"])
     assert counted == {"embedded": 0, "reused": len(content_of(pushed))}
     assert content_of(record) == content_of(pushed)
+
+
+@pytest.mark.slow
+def test_several_processes_of_beam_prepare_and_judge_as_one_does(pushed, world, tmp_path):
+    """The whole run, TFX's own components with our functions and metrics in them too."""
+    several = ("--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
+    record = run(SETTINGS.model_copy(update={"beam_args": several}), world, tmp_path / "clips")
+    assert record.outcome == "pushed"
+    assert [(step.name, step.rows) for step in record.steps] == [(step.name, step.rows) for step in pushed.steps]
+    for model, artifacts in pushed.artifacts.items():
+        judged, others = (gates_of(model, found) for found in (artifacts, record.artifacts[model]))
+        assert [(gate.metric, gate.slice) for gate in others] == [(gate.metric, gate.slice) for gate in judged]
+        assert all(gate.got is not None for gate in others)
+    parts = "artifacts/Transform.impressions/transform_graph/*/**/vocabulary_*"
+    before, now = (
+        {path.name: path.read_bytes() for path in Path(r.models).parent.glob(parts)} for r in (pushed, record)
+    )
+    assert {"vocabulary_user_id", "vocabulary_video_id", "vocabulary_tag"} < set(before) == set(now)
+    # Topics are learned of vectors, which are learned of videos in some order.
+    assert [name for name in before if before[name] != now[name]] in ([], ["vocabulary_topic"])
