@@ -22,7 +22,10 @@ WORLD, MODELS, RUN_ID = "world", "models", "run_id"
 _UNNAMED = "unnamed"
 _BUCKETS = ("gs://", "s3://")  # the launcher knows minio:// too, but TensorFlow and Beam do not
 # What depends on where models are pushed to, which the engine does not look at before it takes a step from its cache.
-_NEVER_CACHED = ("ServingBaseline", "Pusher", "ContentPusher", "PushedContent")
+_NEVER_CACHED = (
+    *("ServingBaseline", "ContentEmbedder", "TopicLearner", "FeedAssembler", "PushedContent"),  # read what is served
+    *("Pusher", "ContentPusher"),
+)
 
 
 def compile_spec(
@@ -200,7 +203,8 @@ def _refuse_unknown(settings: KubeflowSettings, tasks: set[str]) -> None:
     for name in settings.cached:
         if name.partition(".")[0] in _NEVER_CACHED:
             raise contracts.ContractError(
-                f"kubeflow.cached: {name} cannot know what was pushed since: take it out of the list"
+                f"kubeflow.cached: {name} depends on what is pushed, which the cache does not look at: take it out of "
+                "the list"
             )
 
 

@@ -213,7 +213,7 @@ def _collect(
     record.write()
     compared = {about["statistics"] for about in record.pushed_spans.values()}
     needed = {*span.warm_start.values(), span.known_vocabularies, *compared}
-    removed = spans.collect(connection, str(Path(record.models).parent), keep, needed)
+    removed = spans.collect(connection, str(Path(record.models).parent), keep, needed, record.config["models"])
     if removed:
         console.print(f"[dim]{removed} folders that only runs before the last {keep} had were removed[/]")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_metadata import proto
@@ -104,17 +104,20 @@ def _known_vocabularies(warm_start: Mapping[str, str], root: str) -> str:
     return folder
 
 
-def collect(connection: proto.ConnectionConfig, root: str, keep: int, needed: set[str]) -> int:
+def collect(
+    connection: proto.ConnectionConfig, root: str, keep: int, needed: set[str], trained: Collection[str]
+) -> int:
     """Remove what only runs before the last ones made or read: artifacts, vocabularies and versions of models.
 
-    And what steps left that came to no end: outputs that MLMD does not know, and checkpoints, for no training of a run
-    that ended is unfinished.
+    And what steps left that came to no end: outputs that MLMD does not know, and checkpoints of the models whose
+    trainings have ended. Nobody else may be running in the folder.
 
     Args:
         connection: Of MLMD, where removed artifacts are marked as deleted; the cache misses them.
         root: The run's folder.
         keep: How many runs, and how many versions of each model, are kept.
         needed: Folders that are kept whatever made them.
+        trained: Models whose trainings have ended.
 
     Returns:
         How many folders were removed.
@@ -130,8 +133,9 @@ def collect(connection: proto.ConnectionConfig, root: str, keep: int, needed: se
     for model in _children(f"{root}/models"):
         folders |= {f"{model}/{version}" for version in files.versions(model)[:-keep]}
     folders |= set(_children(f"{root}/vocabularies"))
-    folders |= {folder for model in _children(f"{root}/checkpoints") for folder in _children(model)}
-    folders |= _outputs(f"{root}/artifacts") - {artifact.uri for artifact in artifacts}
+    folders |= {folder for model in trained for folder in _children(f"{root}/checkpoints/{model}")}
+    known = {_identity(artifact.uri) for artifact in artifacts}
+    folders |= {folder for folder in _outputs(f"{root}/artifacts") if _identity(folder) not in known}
     removed = [folder for folder in folders - needed if files.is_folder(folder)]
     for folder in removed:
         files.remove_folder(folder)
@@ -145,6 +149,11 @@ def _outputs(root: str) -> set[str]:
     """The folder of each output of each execution of each step."""
     outputs = [output for step in _children(root) for output in _children(step) if not output.endswith("/.system")]
     return {folder for output in outputs for folder in _children(output)}
+
+
+def _identity(output: str) -> tuple[str, ...]:
+    """Step, name and execution: MLMD knows outputs by the path of the day, and the folder may have moved since."""
+    return tuple(output.rsplit("/", 3)[1:])
 
 
 def _children(folder: str) -> list[str]:

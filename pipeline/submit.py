@@ -105,7 +105,11 @@ def _checked(job: Mapping[str, Any], parameters: Mapping[str, str], spec: Path) 
         if name not in known:
             raise ContractError(f"{spec} has no parameter {name!r}: expected one of {', '.join(known) or 'none'}")
     given = {**{name: str(about["defaultValue"]) for name, about in known.items()}, **parameters}
-    given = {name: value.rstrip("/") for name, value in given.items()}  # in a bucket a//b is not a/b
-    if len(set(given.values())) < len(given):
-        raise ContractError(f"expected a world and a push destination of their own, got {given}: give each a folder")
-    return given
+    places = {name: given[name].rstrip("/") for name in ("world", "models") if name in given}  # a//b is not a/b there
+    root = job["runtimeConfig"]["gcsOutputDirectory"].removesuffix("/artifacts")
+    if len({*places.values(), root}) < len(places) + 1:
+        raise ContractError(
+            f"expected a world, a pipeline root and a push destination of their own, got {places} and {root}: give "
+            "each a folder"
+        )
+    return {**given, **places}

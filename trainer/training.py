@@ -106,9 +106,14 @@ def until_exported(checkpoint_dir: str, strategy: tf.distribute.Strategy) -> Ite
     Workers leave together: one that had ended would not be there for a chief that has to start again.
     """
     yield
-    strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.ones([])), axis=None)
+    _wait_for_all(strategy)
     if is_chief() and tf.io.gfile.exists(checkpoint_dir):
         tf.io.gfile.rmtree(checkpoint_dir)
+    _wait_for_all(strategy)
+
+
+def _wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.ones([])), axis=None)
 
 
 class Rows(Protocol):
@@ -317,6 +322,7 @@ class Progress(keras.callbacks.Callback):
         if saved:
             state.restore(saved).assert_existing_objects_matched()
             log.info("resuming after epoch %d, step %d", self.epoch, self.steps_done)
+            self._write_history()  # there may be no epoch left that would
         self.resumed = self._partial
 
     @property
@@ -405,6 +411,9 @@ class Progress(keras.callbacks.Callback):
             "  ".join(values),
             entry["rows_per_second"],
         )
+        self._write_history()
+
+    def _write_history(self) -> None:
         if is_chief():
             tf.io.gfile.makedirs(self.run_dir)
             with tf.io.gfile.GFile(f"{self.run_dir}/history.json", "w") as file:

@@ -144,8 +144,9 @@ def test_a_recurring_run_is_never_two_at_a_time_and_catches_nothing_up(server, s
 def test_folders_have_no_slash_at_the_end_and_models_are_not_pushed_into_the_world(server, spec):
     submit.submit(spec, "feeds", {"models": "s3://b/others/"})
     assert made(server, "runs")["runtime_config"]["parameters"]["models"] == "s3://b/others"
-    with pytest.raises(ContractError, match="expected a world and a push destination of their own"):
-        submit.submit(spec, "feeds", {"models": "s3://b/world/"})
+    for taken in ("s3://b/world/", "s3://b/runs"):
+        with pytest.raises(ContractError, match="expected a world, a pipeline root and a push destination of their"):
+            submit.submit(spec, "feeds", {"models": taken})
 
 
 @pytest.mark.parametrize("cron", [None, "0 0 3 * * *"])
