@@ -10,6 +10,9 @@ examples in another, so that one worker uses more than one core: it is also meas
 of a clip stands beside the rates.
 
     python benchmarks/decode.py [--from DIR of class folders] [--clips 800] [--repeats 3] [--key-frames 0] [--quick]
+
+With `--growth` the component alone is measured instead, over an eighth, a quarter, half and all of `--clips`, starts
+included; results go to `results/decode_growth.{json,md}`.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=800)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--key-frames", type=int, default=0, help="candidates for the cover; the bare loops have none")
+    parser.add_argument("--growth", action="store_true", help="four sizes of the component instead")
     parser.add_argument("--quick", action="store_true", help="64 clips once, to try the script; nothing is written")
     parser.add_argument("--measure", nargs=3, metavar=("WHAT", "WORLD", "SETTINGS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -59,9 +63,9 @@ def main() -> None:
     if arguments.quick:
         arguments.clips, arguments.repeats = 64, 1
     with tempfile.TemporaryDirectory() as folder:
-        results = run(arguments, Path(folder))
+        results = (grow if arguments.growth else run)(arguments, Path(folder))
     if not arguments.quick:
-        write_results(results, arguments)
+        (write_growth if arguments.growth else write_results)(results, arguments)
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -82,6 +86,20 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             }
             results.append({"what": what, "repeat": repeat, **result, "short": short, "long": long})
             print(f"{result['clips_per_second']:>8.2f} clips/s {result['cpu_ms_per_clip']:>6} ms  {title}", flush=True)
+    return results
+
+
+def grow(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """What four sizes take, by one worker and by two: the fastest of the repeats."""
+    from transform.clip_settings import ClipSettings
+
+    settings, results = ClipSettings(key_frames=arguments.key_frames).to_json(), []
+    for part in (8, 4, 2, 1):
+        world = make_world(arguments.source, arguments.clips // part, folder / str(part))
+        for what in ("1", "2"):
+            tried = [_in_own_process(what, world, settings) for _ in range(arguments.repeats)]
+            results.append({"what": what, **min(tried, key=lambda one: float(one["seconds"]))})
+            print(results[-1], flush=True)
     return results
 
 
@@ -113,7 +131,9 @@ def measure(what: str, world: str, settings_json: str) -> dict[str, Any]:
     else:
         decode_component(world, settings_json, 1 if what == ONE_CORE else int(what))
     seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
-    return {"clips": len(paths), "seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3)}
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // 1024
+    measured = {"clips": len(paths), "seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3)}
+    return {**measured, "peak_mib": peak}  # of the largest of the processes
 
 
 def _cpu_seconds() -> float:
@@ -181,19 +201,8 @@ def write_results(results: list[dict[str, Any]], arguments: argparse.Namespace) 
         for of in (max, min)
     )
     ratios = dict(zip(BARS, (best["1"] / best[LOOP], best["2"] / best["1"]), strict=True))
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "system": platform.system(), "cpu": _cpu()}
-    record = {
-        "machine": machine,
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "load_average": round(os.getloadavg()[0], 1),
-        "source": Path(arguments.source).name,
-        "clips": arguments.clips,
-        "key_frames": arguments.key_frames,
-        "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
-        "bars": BARS,
-        "results": results,
-    }
+    shown = {"ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}, "bars": BARS}
+    record = {**_circumstances(arguments), **shown, "results": results}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "decode.json").write_text(json.dumps(record, indent=1) + "\n")
     cpu = {what: min(r["cpu_ms_per_clip"] for r in results if r["what"] == what) for what in MEASURED}
@@ -204,12 +213,46 @@ def write_results(results: list[dict[str, Any]], arguments: argparse.Namespace) 
     lines += ["", *(f"- {name}: {ratios[name]:.2f} (bar {bar})" for name, bar in BARS.items())]
     lines.append(f"- two workers / one worker kept on one core: {best['2'] / best[ONE_CORE]:.2f} (no bar)")
     lines.append(f"- one worker / bare loop with JPEG and sound: {best['1'] / best[FULL_LOOP]:.2f} (no bar)")
-    lines.append(
+    lines.append(_told(record, arguments))
+    (RESULTS / "decode.md").write_text("\n".join(lines) + "\n")
+
+
+def write_growth(results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """The JSON and the table of four sizes."""
+    record = {**_circumstances(arguments), "results": results}
+    (RESULTS / "decode_growth.json").write_text(json.dumps(record, indent=1) + "\n")
+    lines = ["| | clips | seconds | clips/s | clips/s beyond the smallest | MiB of the largest process |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for what in ("1", "2"):
+        rows = [row for row in results if row["what"] == what]
+        for row in rows:
+            more, longer = row["clips"] - rows[0]["clips"], row["seconds"] - rows[0]["seconds"]
+            cells = [f"{row['clips']}", f"{row['seconds']:.1f}", f"{row['clips'] / row['seconds']:.1f}"]
+            cells += [f"{more / longer:.1f}" if more else "", f"{row['peak_mib']:,}"]
+            lines.append(f"| {MEASURED[what]} | {' | '.join(cells)} |")
+    (RESULTS / "decode_growth.md").write_text("\n".join([*lines, _told(record, arguments)]) + "\n")
+
+
+def _circumstances(arguments: argparse.Namespace) -> dict[str, Any]:
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "system": platform.system(), "cpu": _cpu()}
+    return {
+        "machine": machine,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "load_average": round(os.getloadavg()[0], 1),
+        "source": Path(arguments.source).name,
+        "clips": arguments.clips,
+        "key_frames": arguments.key_frames,
+    }
+
+
+def _told(record: dict[str, Any], arguments: argparse.Namespace) -> str:
+    machine = record["machine"]
+    return (
         f"\n{record['source']}, {arguments.clips} clips, 32 frames of 224 x 224 and sound a clip, key frames "
         f"{arguments.key_frames}; {machine['cores']} cores ({machine['cpu']}), best of {arguments.repeats}, load "
         f"average {record['load_average']} at the end."
     )
-    (RESULTS / "decode.md").write_text("\n".join(lines) + "\n")
 
 
 def _in_own_process(what: str, world: str, settings: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def test_a_model_is_on_record_as_soon_as_its_pusher_is_finished(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     console = Console(file=io.StringIO())
-    watcher = _StepWatcher(console, console.status(""), record, history)
+    watcher = _StepWatcher(console, console.status(""), record, history, None)
     for message in ("Component Pusher.ranker is running.", "Component Pusher.ranker is finished."):
         watcher.emit(logging.makeLogRecord({"msg": message}))
     watcher.emit(logging.makeLogRecord({"msg": "Component Trainer.jifr is running."}))
